@@ -1,0 +1,151 @@
+"""Networks in and out: safetensors with JSON metadata and a checksum (nothing is ever unpickled), and ONNX."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .importance import filter_sparsity
+from .model import MobileNetV3Large
+
+FORMAT = "mnv3nb-1"
+
+
+@contextlib.contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` whole or not at all: temporary in the same folder, fsync, rename, fsync."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write named tensors and JSON `metadata` to one safetensors file, with a checksum over both."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    payload = save(tensors, {"format": FORMAT, "json": text, "sha256": _digest(tensors, text)})
+    with write_atomically(path) as file:
+        file.write(payload)
+
+
+def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and metadata of a file that `save_tensors` wrote.
+
+    Raises FileNotFoundError, or ValueError if the file is not ours, truncated or has a byte changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give a .safetensors file that mnv3nb wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"{path} was not written by mnv3nb (format {header.get('format')!r}, expected {FORMAT!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("sha256") != _digest(tensors, header.get("json", "")):
+            raise ValueError(f"{path} is damaged: its checksum does not match; copy or make it again")
+        return tensors, json.loads(header["json"])
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or make it again") from error
+
+
+def save_model(model: MobileNetV3Large, path: str | os.PathLike, half: bool = False, **metadata) -> None:
+    """Write `model` with the widths that rebuild it and any JSON `metadata` (image_size, classes, accuracy, ...).
+
+    `half=True` stores convolution and linear weights in fp16 and all else in fp32: γ of 1e-10 would be 0 in fp16, and
+    with it the ranking. The expansions are rounded so that every S (Eq. 3), and so every mask, stays what it was.
+    """
+    _check_ending(path, ".safetensors")
+    tensors = dict(model.state_dict())
+    if half:
+        tensors = {k: _to_half(v, ".expand." in k) if v.ndim > 1 else v for k, v in tensors.items()}
+    shape = {"num_classes": model.num_classes, "widths": model.widths, "squeeze": model.squeeze}
+    save_tensors(path, tensors, {**metadata, "model": shape})
+
+
+def load_model(path: str | os.PathLike) -> MobileNetV3Large:
+    """The network that `save_model` wrote, in fp32, on the CPU, in eval mode; `.metadata` holds what was stored with it.
+
+    Raises FileNotFoundError, or ValueError for a foreign or damaged file or widths that do not fit the tensors.
+    """
+    tensors, metadata = load_tensors(path)
+    if "model" not in metadata:
+        raise ValueError(f"{path} holds no model but the state of a training; give a model.safetensors")
+    try:
+        with torch.device("meta"):  # no memory is taken for widths that a file only claims
+            model = MobileNetV3Large(**metadata["model"])
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: its widths do not fit its tensors ({str(error).splitlines()[0]})") from error
+    model.metadata = {key: value for key, value in metadata.items() if key != "model"}
+    return model.eval()
+
+
+def export_onnx(model: MobileNetV3Large, path: str | os.PathLike, image_size: int) -> None:
+    """Write `model` as ONNX (opset 18): input "images" (batch, 3, image_size, image_size) in [-1, 1], output "logits".
+
+    The batch is dynamic. Needs the packages onnx and onnxscript. Raises ValueError for another ending than .onnx.
+    """
+    _check_ending(path, ".onnx")
+    x = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    program = torch.onnx.export(
+        model.eval(), (x,), dynamo=True, opset_version=18, verbose=False, input_names=["images"],
+        output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )  # fmt: skip
+    with write_atomically(path) as file:
+        file.write(program.model_proto.SerializeToString())
+
+
+def _to_half(weight: Tensor, keep_sparsity: bool) -> Tensor:
+    half = weight.detach().cpu().half()
+    if not keep_sparsity:
+        return half
+    above = weight.detach().cpu().abs() >= weight.detach().cpu().abs().mean()
+    for _ in range(16):  # one fp16 step towards its own side for each weight that rounding took across the mean
+        magnitude = half.float().abs()
+        wrong = (magnitude >= magnitude.mean()) != above
+        if not wrong.any():
+            break
+        half.view(torch.int16)[wrong] += torch.where(above[wrong], 1, -1).to(torch.int16)
+    assert torch.equal(filter_sparsity(half.float()), filter_sparsity(weight.detach().cpu()))
+    return half
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return digest.hexdigest()
+
+
+def _check_ending(path: str | os.PathLike, ending: str) -> None:
+    if not os.fspath(path).endswith(ending):
+        raise ValueError(f"the path must end in {ending}, got {os.fspath(path)!r}")

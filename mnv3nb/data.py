@@ -1,0 +1,202 @@
+"""Any data set as uint8 tensors; batches, augmentation and resizing on the device, in whole batches."""
+
+import difflib
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+NAMES = ("digits", "cifar10", "cifar100")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+MAX_BYTES = 16 << 30  # an .npz that claims to unpack to more is refused before memory is taken
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`, for training and for testing."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 (first 16 hex digits) of all images and labels."""
+        digest = hashlib.sha256()
+        for key in KEYS:
+            digest.update(np.ascontiguousarray(getattr(self, key).numpy()).data)
+        return digest.hexdigest()[:16]
+
+    def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
+        """The first `train_images` images; `holdout` > 0: the last `holdout` training images replace the test images."""
+        total, left = len(self.train_images), len(self.train_images) - holdout
+        count = left if train_images is None else train_images
+        if not (0 <= holdout < total and 1 <= count <= left):
+            raise ValueError(f"train_images={train_images} with holdout={holdout} does not fit {total} training images")
+        part = replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
+        if holdout:
+            part = replace(part, test_images=self.train_images[left:], test_labels=self.train_labels[left:])
+        return part
+
+
+def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """`digits` (needs no download), `cifar10`, `cifar100`, or the path of any `.npz` with MedMNIST's names.
+
+    The file holds train_images, train_labels, test_images, test_labels (images N×H×W or N×H×W×3, uint8) and perhaps
+    `classes`. CIFAR is downloaded once by torchvision, checksum verified, from `$MNV3NB_MIRROR` (a base address) or
+    its home server, and kept as one `.npz` in `data_dir` (default `$MNV3NB_DATA`, else `data/`). Images are put into
+    an order of their own content, so that the same data give the same runs wherever the file came from.
+    Raises FileNotFoundError or ValueError that says what is wrong with the file.
+    """
+    name = os.fspath(name_or_path)
+    if name == "digits":
+        return _digits()
+    folder = Path(data_dir or os.environ.get("MNV3NB_DATA") or default_home() / "data")
+    path = Path(name) if name.endswith(".npz") else folder / f"{name}.npz"
+    if not name.endswith(".npz") and name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown data set {name!r}; {hint}Allowed: {', '.join(NAMES)}, or the path of an .npz file")
+    if not path.exists():
+        if name not in NAMES:
+            raise FileNotFoundError(f"no data file {path}; give the path of an .npz with {', '.join(KEYS)}")
+        _download_cifar(name, path)
+    return _read_npz(path)
+
+
+def default_home() -> Path:
+    """Where `runs/`, `results/`, `figures/` and `data/` are: `$MNV3NB_HOME`, else this checkout, else the working folder."""
+    checkout = Path(__file__).resolve().parent.parent
+    if home := os.environ.get("MNV3NB_HOME"):
+        return Path(home)
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def to_input(images: Tensor, image_size: int) -> Tensor:
+    """uint8 (N, 3, H, W) -> float32 in [-1, 1], resized bilinearly to `image_size` pixels, channels_last."""
+    x = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    if x.shape[-2:] != (image_size, image_size):
+        x = F.interpolate(x, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    return x
+
+
+def batches(
+    images: Tensor, labels: Tensor, batch_size: int, *, generator: torch.Generator, augment: str = "none"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One shuffled epoch of uint8 batches on the images' device; `generator` (CPU) alone decides order and augmentation.
+
+    `augment`: "none", "crop" (shift by up to an eighth of the side, zero border), "crop_flip" (and mirrored half of
+    the time). A last batch of a single image is dropped: BatchNorm cannot train on it.
+    """
+    count, device = len(images), images.device
+    order = torch.randperm(count, generator=generator)
+    if augment != "none":
+        pad = max(1, images.shape[-1] // 8)
+        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+        flip = torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)
+        shift, flip = shift.to(device), flip.to(device)
+        images = F.pad(images, (pad,) * 4)
+    order = order.to(device)
+    for start in range(0, count, batch_size):
+        index = order[start : start + batch_size]
+        if len(index) > 1 or count == 1:
+            x = images[index]
+            yield (_crop(x, shift[:, index], flip[index], pad) if augment != "none" else x), labels[index]
+
+
+def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
+    height, width = x.shape[-2] - 2 * pad, x.shape[-1] - 2 * pad
+    columns = torch.arange(width, device=x.device)
+    columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[1][:, None]
+    rows = torch.arange(height, device=x.device) + shift[0][:, None]
+    number = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.movedim(1, -1)[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1 797 handwritten digits, 8×8 grey; every fifth image is a test image."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ModuleNotFoundError("the digits data set needs scikit-learn: pip install scikit-learn") from None
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    test = np.arange(len(images)) % 5 == 0
+    arrays = (images[~test], labels[~test], images[test], labels[test])
+    return _dataset("digits", dict(zip(KEYS, arrays)), tuple("0123456789"))
+
+
+def _download_cifar(name: str, path: Path) -> None:
+    from torchvision import datasets
+
+    from .checkpoint import write_atomically
+
+    base = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    mirror = os.environ.get("MNV3NB_MIRROR")
+    url = f"{mirror.rstrip('/')}/{base.filename}" if mirror else base.url
+    source = type(base.__name__, (base,), {"url": url})
+    try:
+        splits = [source(path.parent, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{name} is not at {path} and could not be downloaded from {url} ({error}); "
+            "set MNV3NB_MIRROR to the address of a folder that has the archive, or put the .npz there"
+        ) from error
+    arrays = [a for s in splits for a in (s.data, np.array(s.targets, dtype=np.uint8))]
+    with write_atomically(path) as file:
+        np.savez(file, classes=np.array(splits[0].classes), **dict(zip(KEYS, arrays)))
+
+
+def _read_npz(path: Path) -> Dataset:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} claims to unpack to {size} bytes; at most {MAX_BYTES} are allowed")
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in KEYS if key not in archive.files]
+            if missing:
+                raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
+            arrays = {key: archive[key] for key in KEYS}
+            classes = tuple(str(c) for c in archive["classes"]) if "classes" in archive.files else None
+    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a whole .npz file ({error}); fetch or make it again") from error
+    return _dataset(str(path), arrays, classes)
+
+
+def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...] | None) -> Dataset:
+    tensors = {}
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        labels = labels.squeeze(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
+            raise ValueError(f"{source}: {split}_images must be uint8 N×H×W or N×H×W×3, got {images.dtype} {images.shape}")
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{source}: {split}_labels must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
+        if 0 in images.shape:
+            raise ValueError(f"{source}: the {split} split is empty")
+        labels = labels.astype(np.int64)
+        order = np.argsort([hashlib.blake2b(im.tobytes() + bytes(la), digest_size=8).digest() for im, la in zip(images, labels)])
+        images = images[order]
+        images = np.repeat(images[:, None], 3, axis=1) if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        tensors[f"{split}_images"] = torch.from_numpy(np.ascontiguousarray(images))
+        tensors[f"{split}_labels"] = torch.from_numpy(labels[order])
+    if tensors["train_images"].shape[1:] != tensors["test_images"].shape[1:]:
+        raise ValueError(f"{source}: training and test images differ in size")
+    labels = torch.cat([tensors["train_labels"], tensors["test_labels"]])
+    if classes is None:
+        classes = tuple(str(i) for i in range(max(0, int(labels.max())) + 1))
+    if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        raise ValueError(f"{source}: labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {len(classes) - 1}")
+    return Dataset(**tensors, classes=classes)

@@ -1,0 +1,109 @@
+"""MobileNetV3-Large as the paper draws it: a table of 15 rows and one network class whose widths can be chosen."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+
+# kernel, expansion, out, squeeze-and-excitation, activation, stride: the 15 inverted-residual units (widths: Table 5)
+UNITS = (
+    (3, 16, 16, False, "RE", 1),
+    (3, 64, 24, False, "RE", 2),
+    (3, 72, 24, False, "RE", 1),
+    (5, 72, 40, True, "RE", 2),
+    (5, 120, 40, True, "RE", 1),
+    (5, 120, 40, True, "RE", 1),
+    (3, 240, 80, False, "HS", 2),
+    (3, 200, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 480, 112, True, "HS", 1),
+    (3, 672, 112, True, "HS", 1),
+    (5, 672, 160, True, "HS", 2),
+    (5, 960, 160, True, "HS", 1),
+    (5, 960, 160, True, "HS", 1),
+)
+STEM, HEAD, FEATURES = 16, 960, 1280
+DENSE_WIDTHS = tuple(row[1] for row in UNITS)
+ACTIVATIONS = {"RE": nn.ReLU6, "HS": nn.Hardswish}  # section 1: ReLU6 stands where plain ReLU would
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `value`, at least `divisor` and never more than 10 % below `value`."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """Squeeze width of each unit for the 15 expansion `widths` as the paper rebuilds them; 0 where a unit has no SE.
+
+    Worked out anew from the pruned width: only so does Table 5's network have Table 3's 2.34 M parameters.
+    """
+    return tuple(make_divisible(width / 4) if row[3] else 0 for width, row in zip(widths, UNITS, strict=True))
+
+
+class InvertedResidual(nn.Module):
+    """One unit (Figures 1 and 3): 1×1 expansion, depthwise convolution, squeeze-and-excitation, linear 1×1 projection."""
+
+    def __init__(self, channels: int, row: tuple, width: int, squeeze: int):
+        super().__init__()
+        kernel, _, out, has_se, activation, stride = row
+        act = ACTIVATIONS[activation]
+        self.expand = Conv2dNormActivation(channels, width, 1, activation_layer=act)
+        self.depthwise = Conv2dNormActivation(width, width, kernel, stride, groups=width, activation_layer=act)
+        self.se = SqueezeExcitation(width, squeeze, scale_activation=nn.Hardsigmoid) if has_se else nn.Identity()
+        self.project = Conv2dNormActivation(width, out, 1, activation_layer=None)
+        self.residual = stride == 1 and channels == out
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, channels, H, W) -> (N, out, H/stride, W/stride)
+        y = self.project(self.se(self.depthwise(self.expand(x))))
+        return x + y if self.residual else y
+
+
+class MobileNetV3Large(nn.Module):
+    """MobileNetV3-Large of the paper: 4 215 130 parameters for 10 classes (Table 3), 4 330 420 for 100 (Table 6).
+
+    `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
+    where the unit has SE and 0 elsewhere (None: `squeeze_widths(widths)`). Input (N, 3, H, W) floats as
+    `mnv3nb.data.to_input` makes them, H and W ≥ 32 advised; output (N, num_classes) logits.
+    Raises ValueError for a list of another length or a width out of range.
+    """
+
+    def __init__(self, num_classes: int = 10, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None):
+        super().__init__()
+        self.num_classes = _whole("num_classes", [num_classes], 1)[0]
+        self.widths = _whole("widths", DENSE_WIDTHS if widths is None else widths, 15)
+        self.squeeze = _whole("squeeze", squeeze_widths(self.widths) if squeeze is None else squeeze, 15, least=0)
+        wrong = [i for i, (q, row) in enumerate(zip(self.squeeze, UNITS)) if (q > 0) != row[3]]
+        if wrong:
+            raise ValueError(f"squeeze must be 0 for units without SE and ≥ 1 for units with SE; wrong for units {wrong}")
+        self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
+        inputs = (STEM, *(row[2] for row in UNITS))
+        self.units = nn.ModuleList(map(InvertedResidual, inputs, UNITS, self.widths, self.squeeze))
+        self.head = Conv2dNormActivation(inputs[-1], HEAD, 1, activation_layer=nn.Hardswish)
+        self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, self.num_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            x = unit(x)
+        return self.classifier(self.head(x).mean((2, 3)))
+
+
+def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    """All BatchNorm layers, whose γ the penalty of Eq. 1 sums over."""
+    return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def _whole(name: str, values: Sequence[int], length: int, least: int = 1) -> tuple[int, ...]:
+    values = tuple(values)
+    if len(values) != length or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+        raise ValueError(f"{name} must be {length} whole number(s) ≥ {least}, got {values}")
+    return values

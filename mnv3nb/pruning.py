@@ -1,0 +1,110 @@
+"""Scores -> one global threshold -> keep masks -> a new, smaller dense network (Algorithm 1, steps 3 to 6)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .model import MobileNetV3Large, squeeze_widths
+
+SQUEEZES = ("paper", "keep")
+
+
+def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1) -> list[Tensor]:
+    """Which filters stay when the share `rate` of all of them, ranked together, is removed: one bool tensor a layer.
+
+    Rate 0 keeps all; else the first int(total·rate) + 1 of a stable ascending sort of all scores go (ties by layer, then
+    index): for distinct scores that is "keep m > t" with t = `threshold(scores, rate)`, and 2 507 of 5 016 stay at 0.5
+    (Table 5). A layer left with less than `min_width` keeps its best `min_width`; with `min_width=0` an emptied layer
+    is an error, the paper's collapse at 70 %. `multiple_of=k` then moves each width to the nearest multiple of k (at
+    least k, at most the largest within the layer; a layer narrower than k stays whole), best scores first.
+    Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, or an emptied layer.
+    """
+    flat = _flatten(scores, rate)
+    for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+    keep = torch.ones(len(flat), dtype=torch.bool)
+    if rate > 0:
+        keep[flat.argsort(stable=True)[: int(len(flat) * rate) + 1]] = False
+    widths = [int(part.sum()) for part in keep.split([len(s) for s in scores])]
+    empty = [i for i, width in enumerate(widths) if width == 0]
+    if empty and min_width == 0:
+        raise ValueError(f"rate {rate} removes every filter of unit(s) {empty}: the network breaks; prune less or set min_width ≥ 1")
+    widths = [max(width, min(min_width, len(s))) for width, s in zip(widths, scores)]
+    return top_masks(scores, [_align(width, len(s), multiple_of) for width, s in zip(widths, scores)])
+
+
+def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
+    """Masks that keep each layer's `widths[i]` best filters; among equal scores the later index stays."""
+    masks = []
+    for s, width in zip(scores, widths, strict=True):
+        mask = torch.zeros(len(s), dtype=torch.bool)
+        mask[s.cpu().argsort(stable=True)[len(s) - width :]] = True
+        masks.append(mask)
+    return masks
+
+
+def threshold(scores: Sequence[Tensor], rate: float) -> float:
+    """t = sorted(m)[int(total·rate)], the global threshold of Table 2; at rate 0 nothing goes and t is the smallest score."""
+    flat = _flatten(scores, rate)
+    return float(flat.sort().values[int(len(flat) * rate)])
+
+
+def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "paper") -> MobileNetV3Large:
+    """A new network with only the expansion filters that `masks` keep; `model` is untouched, kept weights are copies.
+
+    The expansion's channels are the depthwise channels, the SE channels and the projection's inputs, so all of those
+    follow (Figure 5). `squeeze="keep"` leaves SE's inner width: exactly the dense network with the removed depthwise
+    channels zeroed. `"paper"` rebuilds it as `squeeze_widths` does, keeping the inner units with the largest product
+    of incoming and outgoing L1 norms. Raises ValueError for masks that do not fit the network or empty a unit.
+    """
+    if squeeze not in SQUEEZES:
+        raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, got {squeeze!r}")
+    masks = _check_masks(model, masks)
+    widths = [int(mask.sum()) for mask in masks]
+    inner = model.squeeze if squeeze == "keep" else [min(q) for q in zip(squeeze_widths(widths), model.squeeze)]
+    with torch.device("meta"):  # shapes only: nothing is drawn from the random number generator
+        small = MobileNetV3Large(model.num_classes, widths, inner)
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    for i, mask in enumerate(masks):
+        mask = mask.to(state[f"units.{i}.expand.0.weight"].device)
+        for name in ("expand", "depthwise"):
+            for key in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"):
+                state[f"units.{i}.{name}.{key}"] = state[f"units.{i}.{name}.{key}"][mask]
+        state[f"units.{i}.project.0.weight"] = state[f"units.{i}.project.0.weight"][:, mask]
+        if inner[i]:
+            down, up = state[f"units.{i}.se.fc1.weight"][:, mask], state[f"units.{i}.se.fc2.weight"][mask]
+            strength = down.abs().sum(dim=(1, 2, 3)) * up.abs().sum(dim=(0, 2, 3))
+            best = strength.argsort(descending=True, stable=True)[: inner[i]].sort().values
+            state[f"units.{i}.se.fc1.weight"], state[f"units.{i}.se.fc2.weight"] = down[best], up[:, best]
+            state[f"units.{i}.se.fc1.bias"] = state[f"units.{i}.se.fc1.bias"][best]
+            state[f"units.{i}.se.fc2.bias"] = state[f"units.{i}.se.fc2.bias"][mask]
+    small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    return small.train(model.training)
+
+
+def _align(width: int, dense: int, k: int) -> int:
+    return dense if dense < k else min(max(k, int(width / k + 0.5) * k), dense // k * k)
+
+
+def _flatten(scores: Sequence[Tensor], rate: float) -> Tensor:
+    total = sum(len(s) for s in scores)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate!r} (0.5 removes half of the {total} filters)")
+    if not total or any(s.ndim != 1 or not s.isfinite().all() for s in scores):
+        raise ValueError("scores must be a list of 1-D tensors of finite numbers, one score a filter, as score() returns")
+    return torch.cat([s.cpu() for s in scores])
+
+
+def _check_masks(model: MobileNetV3Large, masks: Sequence[Tensor]) -> list[Tensor]:
+    masks = list(masks)
+    if len(masks) != len(model.widths):
+        raise ValueError(f"masks must be {len(model.widths)} bool tensors, one a unit, got {len(masks)}")
+    for i, (mask, width) in enumerate(zip(masks, model.widths)):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (width,):
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the mask of unit {i} must be a bool tensor of shape ({width},), got {got}")
+        if not mask.any():
+            raise ValueError(f"the mask of unit {i} removes all {width} filters: keep at least one")
+    return masks

@@ -1,0 +1,206 @@
+"""One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and go on exactly."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import AUGMENTATIONS, Dataset, batches, to_input
+from .model import batch_norms
+
+SCHEDULES = ("cosine", "cosine_epoch", "constant")
+PENALTIES = ("subgradient", "proximal", "l2")
+PENALIZED = ("all", "expansion")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training, the paper's where it says (section 3.1: Adam, lr 0.001; Eq. 1: λ).
+
+    `lam`: λ ≥ 0 on the γ of `penalized` BatchNorms ("all" or "expansion"), 0 = off. `penalty`: "subgradient" adds
+    λ·sign(γ) to the gradient (network slimming), "proximal" shrinks |γ| by lr·λ after the step, "l2" adds λ·γ (Adam's
+    weight_decay). `schedule`: "cosine" anneals `lr` to 0 by step, "cosine_epoch" by epoch, "constant" not at all.
+    `gamma_init`: γ at the start of a network with random weights. `augment`: see `mnv3nb.data.batches`.
+    """
+
+    epochs: int = 25
+    batch_size: int = 32
+    image_size: int = 32
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    lam: float = 0.0
+    penalty: str = "subgradient"
+    penalized: str = "all"
+    gamma_init: float = 1.0
+    augment: str = "none"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, allowed in (("schedule", SCHEDULES), ("penalty", PENALTIES), ("penalized", PENALIZED), ("augment", AUGMENTATIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (("epochs", 0), ("batch_size", 2), ("image_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+        for name in ("lr", "lam", "gamma_init"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {getattr(self, name)!r}")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device named, else cuda, else mps, else cpu."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    device: str | None = None,
+    state: dict[str, Tensor] | None = None,
+    history: list[dict] | None = None,
+    on_epoch: Callable[[dict[str, Tensor], list[dict]], None] | None = None,
+    progress: bool = True,
+    label: str = "",
+) -> list[dict]:
+    """Train `model` in place on the training images; test accuracy after every epoch (row 0: before the first step).
+
+    Returns the history, one dict an epoch: epoch, lr, train_loss (cross-entropy), train_accuracy, test_accuracy (both in
+    [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; given back as `state` and `history`, the
+    training goes on from there, bit for bit (CPU, same number of threads). bf16 autocast on CUDA, no host sync inside
+    an epoch. Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
+    """
+    device = pick_device(device)
+    model.to(device, memory_format=torch.channels_last)
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type != "mps")
+    history = list(history or [])
+    if state is not None:
+        _restore(model, optimizer, state)
+    elif not history:
+        accuracy = evaluate(model, test_images, test_labels, config.image_size)
+        history = [{"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy, "seconds": 0.0}]
+    layers = [unit.expand[1] for unit in model.units] if config.penalized == "expansion" else batch_norms(model)
+    gammas = [bn.weight for bn in layers]
+    full, rest = divmod(len(images), config.batch_size)
+    steps = max(1, full + (rest > 1))
+    bar = _progress_bar(config.epochs, len(history) - 1, label) if progress else None
+    for epoch in range(len(history), config.epochs + 1):
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        total, correct = torch.zeros(2, device=device)
+        bad = torch.full((), steps, device=device)
+        model.train()
+        epoch_batches = batches(images, labels, config.batch_size, generator=generator, augment=config.augment)
+        for step, (x, y) in enumerate(epoch_batches):
+            lr = learning_rate(config, (epoch - 1) * steps + step, steps)
+            optimizer.param_groups[0]["lr"] = lr
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = model(to_input(x, config.image_size))
+                loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.lam and config.penalty != "proximal":
+                pull = torch._foreach_sign(gammas) if config.penalty == "subgradient" else gammas
+                torch._foreach_add_([g.grad for g in gammas], [p.detach() for p in pull], alpha=config.lam)
+            optimizer.step()
+            if config.lam and config.penalty == "proximal":
+                _soft_threshold(gammas, lr * config.lam)
+            with torch.no_grad():
+                total += loss * len(y)
+                correct += (logits.argmax(1) == y).sum()
+                bad = torch.where(torch.isfinite(loss), bad, torch.clamp(bad, max=step))
+        if (first := int(bad)) < steps or not all(bool(g.isfinite().all()) for g in gammas):
+            raise FloatingPointError(
+                f"training diverged: loss or γ not finite in epoch {epoch}, step {min(first, steps - 1)}, "
+                f"with λ={config.lam:g}, lr={lr:g}; take a smaller λ or learning rate"
+            )
+        seen = min(len(images), steps * config.batch_size)
+        history.append({
+            "epoch": epoch, "lr": lr, "train_loss": float(total) / seen, "train_accuracy": float(correct) / seen,
+            "test_accuracy": evaluate(model, test_images, test_labels, config.image_size),
+            "seconds": time.perf_counter() - start,
+        })  # fmt: skip
+        if on_epoch:
+            on_epoch(_snapshot(model, optimizer), history)
+        if bar is not None:
+            bar(history[-1])
+    return history
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
+    """Share of `images` (uint8 (N, 3, H, W)) that `model` labels right, in [0, 1]; BatchNorm uses its running statistics."""
+    parameter = next(model.parameters())
+    model.to(memory_format=torch.channels_last).eval()
+    correct = torch.zeros((), device=parameter.device)
+    for start in range(0, len(images), batch_size):
+        x, y = (t[start : start + batch_size].to(parameter.device) for t in (images, labels))
+        with torch.autocast(parameter.device.type, torch.bfloat16, enabled=parameter.is_cuda):
+            correct += (model(to_input(x, image_size)).argmax(1) == y).sum()
+    return int(correct) / len(images)
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Learning rate of global `step` (from 0) with `steps` steps an epoch.
+
+    The last step of "cosine" has lr·(π/2T)², T = epochs·steps, and that is the size at which a γ that only the penalty
+    moves comes to rest: the dead band of Table 2.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    done = step / (config.epochs * steps) if config.schedule == "cosine" else step // steps / config.epochs
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def _soft_threshold(gammas: list[Tensor], amount: float) -> None:
+    magnitude = torch._foreach_abs(gammas)
+    torch._foreach_sub_(magnitude, amount)
+    torch._foreach_clamp_min_(magnitude, 0.0)
+    sign = torch._foreach_sign(gammas)
+    torch._foreach_mul_(sign, magnitude)
+    torch._foreach_copy_(gammas, sign)
+
+
+def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = state[f"optimizer.{name}.{key}"].to(parameter.device)
+            optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+
+
+def _progress_bar(epochs: int, done: int, label: str) -> Callable[[dict], None]:
+    """A bar in terminals and live notebooks, one line an epoch where output goes to a file."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm(total=epochs, initial=done, desc=label, unit="epoch", leave=False, disable=not live)
+
+    def update(row: dict) -> None:
+        text = f"loss {row['train_loss']:.4f}, test accuracy {100 * row['test_accuracy']:.2f} %"
+        bar.set_postfix_str(text, refresh=False)
+        bar.update()
+        if not live:
+            print(f"{label or 'epoch'} {row['epoch']}/{epochs}: {text}, {row['seconds']:.1f} s", flush=True)
+        if row["epoch"] == epochs:
+            bar.close()
+
+    return update
