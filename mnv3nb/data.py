@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-NAMES = ("digits", "cifar10", "cifar100")
+CHECKSUMS = {"digits": "db487c0eea44774d", "cifar10": "5a3713630d0e5964", "cifar100": "d2ecf45105a5b845"}
+NAMES = tuple(CHECKSUMS)
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 MAX_BYTES = 16 << 30  # an .npz that claims to unpack to more is refused before memory is taken
 
@@ -61,7 +62,7 @@ def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | 
     """
     name = os.fspath(name_or_path)
     if name == "digits":
-        return _digits()
+        return _verified(name, _digits())
     folder = Path(data_dir or os.environ.get("MNV3NB_DATA") or default_home() / "data")
     path = Path(name) if name.endswith(".npz") else folder / f"{name}.npz"
     if not name.endswith(".npz") and name not in NAMES:
@@ -72,7 +73,13 @@ def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | 
         if name not in NAMES:
             raise FileNotFoundError(f"no data file {path}; give the path of an .npz with {', '.join(KEYS)}")
         _download_cifar(name, path)
-    return _read_npz(path)
+    return _read_npz(path) if name.endswith(".npz") else _verified(name, _read_npz(path))
+
+
+def data_checksum(name_or_path: str | os.PathLike) -> str:
+    """`Dataset.checksum` of a data set; for the named ones it is known without having the data."""
+    name = os.fspath(name_or_path)
+    return CHECKSUMS.get(name) or load_dataset(name).checksum
 
 
 def default_home() -> Path:
@@ -135,6 +142,12 @@ def _digits() -> Dataset:
     test = np.arange(len(images)) % 5 == 0
     arrays = (images[~test], labels[~test], images[test], labels[test])
     return _dataset("digits", dict(zip(KEYS, arrays)), tuple("0123456789"))
+
+
+def _verified(name: str, dataset: Dataset) -> Dataset:
+    if dataset.checksum != CHECKSUMS[name]:
+        raise ValueError(f"these are not the images and labels of {name} (checksum {dataset.checksum}, expected {CHECKSUMS[name]})")
+    return dataset
 
 
 def _download_cifar(name: str, path: Path) -> None:

@@ -1,0 +1,104 @@
+"""python -m mnv3nb figures | grid | prune | export"""
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("mnv3nb", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    figures = commands.add_parser("figures", help="run the notebooks and draw every figure and table", allow_abbrev=False)
+    figures.add_argument("--profile", default="digits")
+    figures.add_argument("--only", help="numbers of notebooks, such as 02,05")
+    figures.add_argument("--timeout", type=float, default=3600, help="seconds for each notebook")
+    figures.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook's parameter")
+
+    grid = commands.add_parser("grid", help="train a profile's missing runs, the most valuable first", allow_abbrev=False)
+    grid.add_argument("--profile", default="digits")
+    grid.add_argument("--only", help="experiments, such as table3,fig6")
+    grid.add_argument("--seed", type=int, default=0)
+    grid.add_argument("--device", help="cuda, mps or cpu")
+    grid.add_argument("--dry-run", action="store_true", help="only say what is missing")
+
+    prune = commands.add_parser("prune", help="prune a stored network", allow_abbrev=False)
+    prune.add_argument("model", help="a .safetensors file")
+    prune.add_argument("--rate", type=float, required=True)
+    prune.add_argument("--criterion", default="gamma_sparsity")
+    prune.add_argument("--multiple-of", type=int, default=1)
+    prune.add_argument("--out", required=True, help="a .safetensors file")
+
+    export = commands.add_parser("export", help="write a stored network as ONNX", allow_abbrev=False)
+    export.add_argument("model", help="a .safetensors file")
+    export.add_argument("out", help="an .onnx file")
+    export.add_argument("--image-size", type=int, help="pixels; default: the size it was trained at")
+
+    options = parser.parse_args(arguments)
+    try:
+        return {"figures": _figures, "grid": _grid, "prune": _prune, "export": _export}[options.command](options)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        print(f"mnv3nb {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mnv3nb {options.command}: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _figures(options) -> int:
+    import yaml
+
+    from .notebooks import run_notebooks
+
+    parameters = {"profile": options.profile} | {name: yaml.safe_load(value) for name, value in options.p}
+    failures = run_notebooks(options.only, options.timeout, **parameters)
+    for failure in failures:
+        print(f"mnv3nb figures: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _grid(options) -> int:
+    from .profiles import EXPERIMENTS, get_profile
+    from .runs import Runs
+
+    profile = get_profile(options.profile)
+    names = options.only.split(",") if options.only else EXPERIMENTS
+    configs = [config for name in names for config in profile.experiment(name, options.seed)]
+    runs = Runs(device=options.device)
+    missing = runs.plan(configs)
+    print(f"{len(missing)} run(s) missing of {len({c.key for c in configs})}; profile {profile.name}, seed {options.seed}")
+    for config in missing:
+        print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
+    if not options.dry_run:
+        runs.run_grid(configs)
+    return 0
+
+
+def _prune(options) -> int:
+    from .checkpoint import load_model, save_model
+    from .complexity import count_flops, count_parameters
+    from .importance import score
+    from .pruning import keep_masks, prune
+
+    model = load_model(options.model)
+    small = prune(model, keep_masks(score(model, options.criterion), options.rate, options.multiple_of))
+    save_model(small, options.out, **model.metadata, pruned={"rate": options.rate, "criterion": options.criterion})
+    for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
+        print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
+    print(f"widths: {' '.join(map(str, small.widths))}\nwritten: {options.out}; fine-tune it before use")
+    return 0
+
+
+def _export(options) -> int:
+    from .checkpoint import export_onnx, load_model
+
+    model = load_model(options.model)
+    size = options.image_size or model.metadata.get("image_size")
+    if not size:
+        raise ValueError(f"{options.model} does not say its image size; give --image-size")
+    export_onnx(model, options.out, size)
+    print(f"written: {options.out}, input images (batch, 3, {size}, {size}) in [-1, 1], output logits")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

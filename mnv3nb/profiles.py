@@ -1,0 +1,120 @@
+"""Profiles: every number of every experiment, and the runs that each figure and table of the paper is drawn from."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from .importance import CRITERIA
+from .runs import PruneConfig, RunConfig
+from .training import TrainConfig
+
+FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale at which the whole paper is run.
+
+    `sparse`: training from random weights, before λ is set; `lams`: the five λ of Figure 6; `lam`: the one chosen, whose
+    network is pruned; `huge_lam`: one too large. `finetune`: after pruning; `rates`: Table 3's curve, `collapse`: beyond
+    it. `repeats`: fine-tunings with different seeds of one parent in Table 4. `second`: the data set of Table 6.
+    `judges_accuracy`: whether the paper's accuracies are this profile's targets. `minutes`: expected on 2 CPU cores.
+    """
+
+    name: str
+    dataset: str
+    sparse: TrainConfig
+    finetune: TrainConfig
+    lams: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    lam: float = 1e-5
+    huge_lam: float = 1e-1
+    rates: tuple[float, ...] = FIVE_PERCENT_STEPS
+    collapse: tuple[float, ...] = (0.65, 0.70)
+    criteria: tuple[str, ...] = tuple(CRITERIA)
+    repeats: int = 3
+    second: str | None = None
+    second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    train_images: int | None = None
+    judges_accuracy: bool = False
+    minutes: dict[str, float] = field(default_factory=dict, compare=False)
+
+    def sparse_run(self, lam: float | None = None, seed: int = 0, dataset: str | None = None, **changes) -> RunConfig:
+        """Sparse training from random weights at λ = `lam` (None: the chosen one); `changes` are fields of TrainConfig."""
+        config = replace(self.sparse, lam=self.lam if lam is None else lam, seed=seed, **changes)
+        return RunConfig(dataset or self.dataset, config, train_images=self.train_images)
+
+    def pruned_run(self, rate: float, seed: int = 0, criterion: str = "gamma_sparsity", repeat: int = 0,
+                   dataset: str | None = None, inherit: bool = True) -> RunConfig:  # fmt: skip
+        """The sparse network of `seed` pruned at `rate` and fine-tuned; `inherit=False` trains its shape from scratch.
+
+        `repeat` > 0 draws another fine-tuning seed for the same parent.
+        """
+        parent = self.sparse_run(seed=seed, dataset=dataset)
+        tune = self.finetune if inherit else replace(self.finetune, epochs=self.sparse.epochs + self.finetune.epochs,
+                                                     gamma_init=self.sparse.gamma_init)  # fmt: skip
+        tune = replace(tune, seed=seed + 1000 * repeat)
+        return replace(parent, train=tune, parent=parent, prune=PruneConfig(rate, criterion, inherit=inherit))
+
+
+    def experiment(self, name: str, seed: int = 0) -> list[RunConfig]:
+        """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
+        return lookup(EXPERIMENTS, name, "experiment")(self, seed)
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name; raises ValueError, with the nearest name, if there is none."""
+    return lookup(PROFILES, name, "profile")
+
+
+def lookup(table: dict, name: str, what: str):
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}Allowed: {', '.join(table)}")
+    return table[name]
+
+
+def _gamma_study(p: Profile, seed: int) -> list[RunConfig]:
+    """How γ gets to 1e-10: the chosen λ under other schedules and penalties."""
+    changes = ({}, {"schedule": "cosine_epoch"}, {"schedule": "constant"}, {"penalty": "proximal"}, {"penalty": "l2"})
+    return [p.sparse_run(seed=seed, **c) for c in changes]
+
+
+def _table6(p: Profile, seed: int) -> list[RunConfig]:
+    if not p.second:
+        return []
+    return [p.sparse_run(seed=seed, dataset=p.second)] + [p.pruned_run(r, seed, dataset=p.second) for r in p.second_rates]
+
+
+# in order of value: the first runs are the ones to have when time is short
+EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
+    "baseline": lambda p, s: [p.sparse_run(lam, s) for lam in (0.0, p.lam)],
+    "fig6": lambda p, s: [p.sparse_run(lam, s) for lam in p.lams],
+    "table2": lambda p, s: [p.sparse_run(seed=s)],
+    "table5": lambda p, s: [p.pruned_run(0.5, s)],
+    "table3": lambda p, s: [p.pruned_run(r, s) for r in sorted((*p.rates, *p.collapse), key=lambda r: (round(r * 100) % 10 > 0, r))],
+    "table4": lambda p, s: [p.pruned_run(0.5, s, c, k) for c in p.criteria for k in range(p.repeats)],
+    "scratch": lambda p, s: [p.pruned_run(0.5, s, inherit=False)],
+    "table6": _table6,
+    "gamma": _gamma_study,
+    "huge": lambda p, s: [p.sparse_run(p.huge_lam, s)],
+}
+
+# γ starts at 0.5, as in network slimming: within so few steps Adam cannot take it from 1 to 0
+_DIGITS = TrainConfig(epochs=12, batch_size=48, image_size=32, lr=3e-3, gamma_init=0.5)
+_DIGITS_TUNE = TrainConfig(epochs=4, batch_size=48, image_size=32, lr=1e-3)
+_CPU = TrainConfig(epochs=20, batch_size=64, image_size=32, lr=2e-3, gamma_init=0.5)
+# batch size, schedule and augmentation are not in the paper: chosen once, the same for every run
+_PAPER = TrainConfig(epochs=200, batch_size=128, image_size=224, lr=1e-3)
+_LAMS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+_ALL = (
+    Profile("smoke", "digits", replace(_DIGITS, epochs=1, batch_size=64), replace(_DIGITS_TUNE, epochs=1, batch_size=64),
+            lams=_LAMS, lam=1e-3, rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128),
+    Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, lams=_LAMS, lam=1e-3),
+    Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=5), lams=_LAMS, lam=1e-3, rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+            collapse=(0.7,), repeats=1, train_images=10_000),
+    Profile("paper-short", "cifar10", replace(_PAPER, epochs=30), replace(_PAPER, epochs=20), second="cifar100", repeats=1,
+            judges_accuracy=True),
+    Profile("paper", "cifar10", _PAPER, replace(_PAPER, epochs=150), second="cifar100", repeats=1, judges_accuracy=True),
+)  # fmt: skip
+PROFILES = {p.name: p for p in _ALL}

@@ -1,0 +1,389 @@
+"""A run is a config and the folder it names: trained once, found again, continued after a kill, parents before children."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torchvision
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from .checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
+from .complexity import count_parameters
+from .data import Dataset, data_checksum, default_home, load_dataset, to_input
+from .importance import CRITERIA, NEEDS_DATA, filter_sparsity, score
+from .model import MobileNetV3Large, batch_norms
+from .pruning import keep_masks, prune
+from .training import TrainConfig, pick_device, train
+
+FORMAT = 1  # part of every run's name: raise it when the same config would train something else
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How a run's network comes out of its parent's: see `score`, `keep_masks` and `prune`.
+
+    `inherit=False` keeps only the pruned shape and draws random weights: does the weight matter, or the shape?
+    """
+
+    rate: float = 0.5
+    criterion: str = "gamma_sparsity"
+    multiple_of: int = 1
+    min_width: int = 1
+    squeeze: str = "paper"
+    inherit: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training: data, `train`, and either random weights or the network of `parent`, pruned as `prune` says.
+
+    `train_images`: only the first so many; `holdout`: accuracy is measured on the last so many training images, as it is
+    for every choice, instead of on the test set.
+    """
+
+    dataset: str = "digits"
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parent: "RunConfig | None" = None
+    prune: PruneConfig | None = None
+    train_images: int | None = None
+    holdout: int = 0
+
+    def __post_init__(self):
+        if (self.parent is None) != (self.prune is None):
+            raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
+        if self.prune and self.prune.criterion not in CRITERIA:
+            raise ValueError(f"unknown criterion {self.prune.criterion!r}; allowed: {', '.join(CRITERIA)}")
+
+    @property
+    def key(self) -> str:
+        """The run's name: 12 hex digits of a hash of all that differs from the defaults, the data and the parent's name."""
+        named = _changed(self) | {"format": FORMAT, "data": data_checksum(self.dataset)}
+        named |= {"parent": self.parent.key} if self.parent else {}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """A short description for people."""
+        p, t = self.prune, self.train
+        what = f"λ={t.lam:g}" if not p else f"{p.criterion} {p.rate:.0%}" + ("" if p.inherit else " from scratch")
+        return f"{self.dataset} {what}, seed {t.seed}"
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RunConfig":
+        """The config that `asdict` of it gave; raises ValueError for unknown keys."""
+        try:
+            values = dict(values)
+            values["train"] = TrainConfig(**values["train"])
+            values["parent"] = values["parent"] and cls.from_dict(values["parent"])
+            values["prune"] = values["prune"] and PruneConfig(**values["prune"])
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a run's config ({error})") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: `folder` with config.json, metrics.csv, filters.safetensors, model.safetensors and result.json.
+
+    `result`: accuracy (last epoch, test), accuracy_before (before the first step), parameters, widths, squeeze, seconds,
+    images_per_second, environment. A recorded run may come without its model.
+    """
+
+    config: RunConfig
+    folder: Path
+    result: dict
+
+    @property
+    def key(self) -> str:
+        return self.config.key
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, in [0, 1]."""
+        return self.result["accuracy"]
+
+    @property
+    def history(self) -> list[dict]:
+        """One dict an epoch, as `train` returns."""
+        with open(self.folder / "metrics.csv", newline="") as file:
+            return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+    @property
+    def gamma(self) -> list[Tensor]:
+        """γ of the 15 expansions after the last epoch, each (width,)."""
+        return self._filters("gamma")
+
+    @property
+    def sparsity(self) -> list[Tensor]:
+        """S of the 15 expansions' filters after the last epoch, each (width,)."""
+        return self._filters("sparsity")
+
+    @property
+    def importance(self) -> list[Tensor]:
+        """m = |γ|·S (Eq. 5), each (width,)."""
+        return [g.abs() * s for g, s in zip(self.gamma, self.sparsity)]
+
+    def model(self) -> MobileNetV3Large:
+        """The trained network; raises FileNotFoundError, saying how to make it, if a recorded run came without it."""
+        path = self.folder / "model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"run {self.key} ({self.config.label}) is recorded without its model; Runs.run(config, model=True) trains it")
+        return load_model(path)
+
+    def _filters(self, name: str) -> list[Tensor]:
+        tensors, _ = load_tensors(self.folder / "filters.safetensors")
+        return [tensors[f"{name}.{i}"] for i in range(len(self.result["widths"]))]
+
+
+class Runs:
+    """The runs under `folder` (default `$MNV3NB_HOME/runs`) and, read-only and looked in first, `recorded` (`results/`)."""
+
+    def __init__(self, folder: str | os.PathLike | None = None, recorded: str | os.PathLike | None = None, device: str | None = None,
+                 progress: bool = True):  # fmt: skip
+        self.folder = Path(folder or default_home() / "runs")
+        self.recorded = Path(recorded or default_home() / "results")
+        self.device, self.progress = device, progress
+
+    def find(self, config: RunConfig, model: bool = False) -> Run | None:
+        """The finished run of `config` if it is there, whole and undamaged (and with its model, if `model`), else None."""
+        for store in (self.recorded, self.folder):
+            folder = store / config.key
+            if not (folder / "result.json").is_file():
+                continue
+            try:
+                run = read_run(folder)
+            except (ValueError, OSError) as error:
+                print(f"skipping a damaged run: {error}", file=sys.stderr)
+                if store == self.folder:
+                    os.replace(folder, folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+                continue
+            if not model or (folder / "model.safetensors").is_file():
+                return run
+        return None
+
+    def run(self, config: RunConfig, model: bool = False) -> Run:
+        """The run of `config`: found, or trained (its parents first) and stored. `model=True`: with its network.
+
+        A run that was killed goes on from its last epoch. If another process works on it, this one waits and says so.
+        """
+        if found := self.find(config, model):
+            return found
+        lock = FileLock(self.folder / ".locks" / config.key)
+        (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"run {config.key} ({config.label}): another process works on it; waiting", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
+            return self.find(config, model) or self._train(config, self.folder / config.key)
+        finally:
+            lock.release()
+
+    def run_grid(self, configs: Iterable[RunConfig], executor: Executor | None = None) -> list[Run]:
+        """`run` for each config, in order; parents come first, every run is trained once.
+
+        `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster) that sees the same folders; None = here.
+        A run that diverges does not stop the rest: RuntimeError at the end lists all that failed.
+        """
+        configs = list(configs)
+        plan = self.plan(configs)
+        failed: dict[str, str] = {}
+        start = time.perf_counter()
+        for depth in sorted({_depth(c) for c in plan}):
+            level = [c for c in plan if _depth(c) == depth]
+            if executor:
+                futures = [executor.submit(_run_elsewhere, self, c) for c in level]
+            for n, c in enumerate(level):
+                try:
+                    run = futures[n].result() if executor else self.run(c)
+                except FloatingPointError as error:
+                    failed[c.key] = f"{c.label}: {error}"
+                    continue
+                if self.progress:
+                    done = plan.index(c) + 1
+                    left = (time.perf_counter() - start) / done * (len(plan) - done)
+                    seconds = run.result["seconds"]
+                    print(f"run {done}/{len(plan)} {c.key} {c.label}: {run.accuracy:.2%}, {seconds:.0f} s; about {left:.0f} s left", flush=True)
+        if failed:
+            raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
+        return [self.run(c) for c in configs]
+
+    def plan(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
+        """The runs still to train for `configs`, each once, parents before children."""
+        missing: dict[str, RunConfig] = {}
+
+        def add(config: RunConfig, model: bool = False) -> None:
+            if config.key not in missing and not self.find(config, model):
+                if config.parent:
+                    add(config.parent, model=True)
+                missing[config.key] = config
+
+        for config in configs:
+            add(config)
+        return list(missing.values())
+
+    def network(self, config: RunConfig) -> MobileNetV3Large:
+        """The network with which `config`'s training starts: random weights, or the parent's network pruned."""
+        if config.parent is None:
+            return _fresh(config.train, len(_data(config).classes))
+        model, p = self.run(config.parent, model=True).model(), config.prune
+        data = _data(config)
+        batches = None
+        if p.criterion in NEEDS_DATA:
+            size = config.parent.train.image_size
+            batches = [(to_input(data.train_images[i : i + 64], size), data.train_labels[i : i + 64]) for i in range(0, 512, 64)]
+        masks = keep_masks(score(model, p.criterion, batches, seed=config.train.seed), p.rate, p.multiple_of, p.min_width)
+        small = prune(model, masks, p.squeeze) if p.rate or p.multiple_of > 1 else model
+        return small if p.inherit else _fresh(config.train, small.num_classes, small.widths, small.squeeze)
+
+    def _train(self, config: RunConfig, folder: Path) -> Run:
+        device = pick_device(self.device)
+        _write_json(folder / "config.json", {"format": FORMAT, "key": config.key, "config": asdict(config)})
+        model = self.network(config)
+        state, history = None, None
+        if (folder / "state.safetensors").exists():
+            try:
+                state, metadata = load_tensors(folder / "state.safetensors")
+                history = metadata["history"]
+            except ValueError as error:
+                os.replace(folder / "state.safetensors", folder / f"state.damaged-{time.time_ns()}")
+                print(f"{error}; moved aside, the run starts anew", file=sys.stderr)
+
+        def save(state: dict[str, Tensor], history: list[dict]) -> None:
+            save_tensors(folder / "state.safetensors", state, {"history": history})
+            _write_metrics(folder / "metrics.csv", history)
+
+        progress = self.progress and os.environ.get("MNV3NB_HEADLESS") != "1"
+        history = train(model, _data(config), config.train, device=str(device), state=state, history=history,
+                        on_epoch=save, progress=progress, label=config.label)  # fmt: skip
+        _write_metrics(folder / "metrics.csv", history)
+        save_model(model, folder / "model.safetensors", run=config.key, image_size=config.train.image_size,
+                   classes=_data(config).classes, accuracy=history[-1]["test_accuracy"])  # fmt: skip
+        weights = [unit.expand[0].weight.detach().cpu() for unit in model.units]
+        gammas = {f"gamma.{i}": unit.expand[1].weight for i, unit in enumerate(model.units)}
+        save_tensors(folder / "filters.safetensors", gammas | {f"sparsity.{i}": filter_sparsity(w) for i, w in enumerate(weights)}, {})
+        seconds = sum(row["seconds"] for row in history)
+        images = (len(history) - 1) * len(_data(config).train_images)
+        _write_json(folder / "result.json", {
+            "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
+            "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
+            "seconds": seconds, "images_per_second": images / seconds if seconds else None,
+            "environment": environment(device),
+            "sha256": {n: _file_digest(folder / n) for n in ("metrics.csv", "filters.safetensors", "model.safetensors")},
+        })  # fmt: skip
+        (folder / "state.safetensors").unlink(missing_ok=True)
+        return read_run(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """The finished run in `folder`; raises ValueError if a file is damaged, missing or belongs to another config."""
+    try:
+        stored = json.loads((folder / "config.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        config = RunConfig.from_dict(stored["config"])
+        key, digests = config.key, dict(result["sha256"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
+    if stored.get("format") != FORMAT or folder.name != key:
+        raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}), so it is from another version or was edited")
+    for name, digest in digests.items():
+        path = folder / Path(name).name
+        if name == "model.safetensors" and not path.exists():
+            continue
+        if not path.is_file() or _file_digest(path) != digest:
+            raise ValueError(f"{path} is missing or its checksum does not match; delete or restore {folder}")
+    return Run(config, folder, result)
+
+
+def environment(device: torch.device) -> dict:
+    """Hardware, versions, commit and date of a run."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "hardware": hardware, "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "torch": torch.__version__, "torchvision": torchvision.__version__, "commit": commit,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=3)
+def _load(name: str) -> Dataset:
+    return load_dataset(name)
+
+
+def _data(config: RunConfig) -> Dataset:
+    return _load(config.dataset).subset(config.train_images, config.holdout)
+
+
+def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = MobileNetV3Large(num_classes, widths, squeeze)
+    for bn in batch_norms(model):
+        nn.init.constant_(bn.weight, config.gamma_init)
+    return model
+
+
+def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:
+    return Runs(runs.folder, runs.recorded, runs.device, progress=False).run(config)
+
+
+def _depth(config: RunConfig) -> int:
+    return 0 if config.parent is None else 1 + _depth(config.parent)
+
+
+def _changed(config) -> dict:
+    """Fields that differ from their defaults: a field added later does not rename the runs that never knew it."""
+    out = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        default = f.default if f.default is not MISSING else f.default_factory()
+        if value != default and f.name != "parent":
+            out[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig) else value
+    return out
+
+
+def _write_metrics(path: Path, history: list[dict]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with write_atomically(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with write_atomically(path) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
