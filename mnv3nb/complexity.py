@@ -36,8 +36,17 @@ def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
             outputs = out.numel()
             macs = module.weight[0].numel() * outputs if isinstance(module, nn.Conv2d | nn.Linear) else 0
             extra = {nn.BatchNorm2d: 2, nn.ReLU: 1, nn.ReLU6: 1}.get(type(module), 0) * outputs
-            rows.append({"name": name, "type": type(module).__name__, "shape": tuple(out.shape[1:]),
-                         "parameters": count_parameters(module), "macs": macs, "flops": macs + extra})
+            rows.append(
+                {
+                    "name": name,
+                    "type": type(module).__name__,
+                    "shape": tuple(out.shape[1:]),
+                    "parameters": count_parameters(module),
+                    "macs": macs,
+                    "flops": macs + extra,
+                }
+            )
+
         return hook
 
     for name, module in shadow.named_modules():

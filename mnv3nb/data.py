@@ -146,7 +146,9 @@ def _digits() -> Dataset:
 
 def _verified(name: str, dataset: Dataset) -> Dataset:
     if dataset.checksum != CHECKSUMS[name]:
-        raise ValueError(f"these are not the images and labels of {name} (checksum {dataset.checksum}, expected {CHECKSUMS[name]})")
+        raise ValueError(
+            f"these are not the images and labels of {name} (checksum {dataset.checksum}, expected {CHECKSUMS[name]})"
+        )
     return dataset
 
 
@@ -211,5 +213,7 @@ def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...
     if classes is None:
         classes = tuple(str(i) for i in range(max(0, int(labels.max())) + 1))
     if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
-        raise ValueError(f"{source}: labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {len(classes) - 1}")
+        raise ValueError(
+            f"{source}: labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {len(classes) - 1}"
+        )
     return Dataset(**tensors, classes=classes)

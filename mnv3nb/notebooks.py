@@ -1,5 +1,6 @@
 """Run the numbered notebooks headless, one after another, and keep their executed copies in figures/<profile>/."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,12 +73,18 @@ def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path |
 
 def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> str | None:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "papermill", str(path), str(copy), "--kernel", "python3", "--no-progress-bar", "--log-output",
-               "--log-level", "WARNING", "--execution-timeout", str(int(timeout))]  # fmt: skip
+    command = [sys.executable, "-m", "papermill", str(path), str(copy), "--kernel", "python3", "--no-progress-bar"]
+    command += ["--stdout-file", "-", "--execution-timeout", str(int(timeout))]
     for key, value in parameters.items():
         command += ["--parameters_yaml", json.dumps({key: value})]
-    environ = os.environ | {"MNV3NB_HEADLESS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore::UserWarning:papermill"}
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH"))))
+    environ = os.environ | {
+        "MNV3NB_HEADLESS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONWARNINGS": "ignore::UserWarning:papermill",
+    }
+    environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")))
+    )
     process = subprocess.Popen(command, env=environ, cwd=path.parent, start_new_session=True)
     try:
         code = process.wait(timeout=timeout + 30)
@@ -102,10 +109,8 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
 
 def _kill(process: subprocess.Popen) -> None:
     """Ends papermill and its kernel, also one that hangs after its last cell."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

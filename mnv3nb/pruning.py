@@ -30,7 +30,9 @@ def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_
     widths = [int(part.sum()) for part in keep.split([len(s) for s in scores])]
     empty = [i for i, width in enumerate(widths) if width == 0]
     if empty and min_width == 0:
-        raise ValueError(f"rate {rate} removes every filter of unit(s) {empty}: the network breaks; prune less or set min_width ≥ 1")
+        raise ValueError(
+            f"rate {rate} removes every filter of unit(s) {empty}: the network breaks; prune less or set min_width ≥ 1"
+        )
     widths = [max(width, min(min_width, len(s))) for width, s in zip(widths, scores)]
     return top_masks(scores, [_align(width, len(s), multiple_of) for width, s in zip(widths, scores)])
 

@@ -141,7 +141,9 @@ class Run:
         """The trained network; raises FileNotFoundError, saying how to make it, if a recorded run came without it."""
         path = self.folder / "model.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"run {self.key} ({self.config.label}) is recorded without its model; Runs.run(config, model=True) trains it")
+            raise FileNotFoundError(
+                f"run {self.key} ({self.config.label}) is recorded without its model; Runs.run(config, model=True) trains it"
+            )
         return load_model(path)
 
     def _filters(self, name: str) -> list[Tensor]:
@@ -152,8 +154,13 @@ class Run:
 class Runs:
     """The runs under `folder` (default `$MNV3NB_HOME/runs`) and, read-only and looked in first, `recorded` (`results/`)."""
 
-    def __init__(self, folder: str | os.PathLike | None = None, recorded: str | os.PathLike | None = None, device: str | None = None,
-                 progress: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        folder: str | os.PathLike | None = None,
+        recorded: str | os.PathLike | None = None,
+        device: str | None = None,
+        progress: bool = True,
+    ):
         self.folder = Path(folder or default_home() / "runs")
         self.recorded = Path(recorded or default_home() / "results")
         self.device, self.progress = device, progress
@@ -218,7 +225,10 @@ class Runs:
                     done = plan.index(c) + 1
                     left = (time.perf_counter() - start) / done * (len(plan) - done)
                     seconds = run.result["seconds"]
-                    print(f"run {done}/{len(plan)} {c.key} {c.label}: {run.accuracy:.2%}, {seconds:.0f} s; about {left:.0f} s left", flush=True)
+                    print(
+                        f"run {done}/{len(plan)} {c.key} {c.label}: {run.accuracy:.2%}, {seconds:.0f} s; about {left:.0f} s left",
+                        flush=True,
+                    )
         if failed:
             raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
         return [self.run(c) for c in configs]
@@ -276,7 +286,9 @@ class Runs:
                    classes=_data(config).classes, accuracy=history[-1]["test_accuracy"])  # fmt: skip
         weights = [unit.expand[0].weight.detach().cpu() for unit in model.units]
         gammas = {f"gamma.{i}": unit.expand[1].weight for i, unit in enumerate(model.units)}
-        save_tensors(folder / "filters.safetensors", gammas | {f"sparsity.{i}": filter_sparsity(w) for i, w in enumerate(weights)}, {})
+        save_tensors(
+            folder / "filters.safetensors", gammas | {f"sparsity.{i}": filter_sparsity(w) for i, w in enumerate(weights)}, {}
+        )
         seconds = sum(row["seconds"] for row in history)
         images = (len(history) - 1) * len(_data(config).train_images)
         _write_json(folder / "result.json", {

@@ -42,7 +42,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in (("schedule", SCHEDULES), ("penalty", PENALTIES), ("penalized", PENALIZED), ("augment", AUGMENTATIONS)):
+        for name, allowed in (
+            ("schedule", SCHEDULES),
+            ("penalty", PENALTIES),
+            ("penalized", PENALIZED),
+            ("augment", AUGMENTATIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, least in (("epochs", 0), ("batch_size", 2), ("image_size", 1), ("seed", 0)):
