@@ -1,6 +1,7 @@
 """python -m mnv3nb figures | grid | prune | export"""
 
 import argparse
+import signal
 import sys
 
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--image-size", type=int, help="pixels; default: the size it was trained at")
 
     options = parser.parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return {"figures": _figures, "grid": _grid, "prune": _prune, "export": _export}[options.command](options)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -42,6 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mnv3nb {options.command}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        print(f"mnv3nb {options.command}: terminated; the same command goes on from here", file=sys.stderr)
+        return stop.code
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_) -> None:
+    raise SystemExit(143)
 
 
 def _figures(options) -> int:

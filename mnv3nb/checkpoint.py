@@ -21,20 +21,30 @@ FORMAT = "mnv3nb-1"
 
 
 @contextlib.contextmanager
-def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` whole or not at all: temporary in the same folder, fsync, rename, fsync."""
+def write_atomically(path: str | os.PathLike, size: int | None = None) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` whole or not at all: temporary in the same folder, fsync, rename, fsync.
+
+    Raises OSError that names the path and, where `size` is given, the bytes needed; what was at `path` is untouched.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            needed = f" ({size} bytes needed)" if size else ""
+            raise type(error)(
+                error.errno, f"cannot write {path}{needed}: {os.strerror(error.errno)}; nothing there was changed"
+            ) from error
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -49,7 +59,7 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
     payload = save(tensors, {"format": FORMAT, "json": text, "sha256": _digest(tensors, text)})
-    with write_atomically(path) as file:
+    with write_atomically(path, len(payload)) as file:
         file.write(payload)
 
 

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from .config import PruneConfig, RunConfig
 from .importance import CRITERIA
-from .runs import PruneConfig, RunConfig
 from .training import TrainConfig
 
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -23,76 +23,12 @@ from torch import Tensor, nn
 
 from .checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
 from .complexity import count_parameters
-from .data import Dataset, data_checksum, default_home, load_dataset, to_input
-from .importance import CRITERIA, NEEDS_DATA, filter_sparsity, score
+from .config import FORMAT, RunConfig
+from .data import CHECKSUMS, Dataset, data_checksum, default_home, load_dataset, to_input
+from .importance import NEEDS_DATA, filter_sparsity, score
 from .model import MobileNetV3Large, batch_norms
 from .pruning import keep_masks, prune
 from .training import TrainConfig, pick_device, train
-
-FORMAT = 1  # part of every run's name: raise it when the same config would train something else
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """How a run's network comes out of its parent's: see `score`, `keep_masks` and `prune`.
-
-    `inherit=False` keeps only the pruned shape and draws random weights: does the weight matter, or the shape?
-    """
-
-    rate: float = 0.5
-    criterion: str = "gamma_sparsity"
-    multiple_of: int = 1
-    min_width: int = 1
-    squeeze: str = "paper"
-    inherit: bool = True
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One training: data, `train`, and either random weights or the network of `parent`, pruned as `prune` says.
-
-    `train_images`: only the first so many; `holdout`: accuracy is measured on the last so many training images, as it is
-    for every choice, instead of on the test set.
-    """
-
-    dataset: str = "digits"
-    train: TrainConfig = field(default_factory=TrainConfig)
-    parent: "RunConfig | None" = None
-    prune: PruneConfig | None = None
-    train_images: int | None = None
-    holdout: int = 0
-
-    def __post_init__(self):
-        if (self.parent is None) != (self.prune is None):
-            raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
-        if self.prune and self.prune.criterion not in CRITERIA:
-            raise ValueError(f"unknown criterion {self.prune.criterion!r}; allowed: {', '.join(CRITERIA)}")
-
-    @property
-    def key(self) -> str:
-        """The run's name: 12 hex digits of a hash of all that differs from the defaults, the data and the parent's name."""
-        named = _changed(self) | {"format": FORMAT, "data": data_checksum(self.dataset)}
-        named |= {"parent": self.parent.key} if self.parent else {}
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def label(self) -> str:
-        """A short description for people."""
-        p, t = self.prune, self.train
-        what = f"λ={t.lam:g}" if not p else f"{p.criterion} {p.rate:.0%}" + ("" if p.inherit else " from scratch")
-        return f"{self.dataset} {what}, seed {t.seed}"
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "RunConfig":
-        """The config that `asdict` of it gave; raises ValueError for unknown keys."""
-        try:
-            values = dict(values)
-            values["train"] = TrainConfig(**values["train"])
-            values["parent"] = values["parent"] and cls.from_dict(values["parent"])
-            values["prune"] = values["prune"] and PruneConfig(**values["prune"])
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a run's config ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -263,8 +199,12 @@ class Runs:
 
     def _train(self, config: RunConfig, folder: Path) -> Run:
         device = pick_device(self.device)
-        _write_json(folder / "config.json", {"format": FORMAT, "key": config.key, "config": asdict(config)})
+        _write_json(folder / "config.json", {
+            "format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config),
+        })  # fmt: skip
         model = self.network(config)
+        for leftover in folder.glob(".*.part"):  # of a process killed while it wrote
+            leftover.unlink()
         state, history = None, None
         if (folder / "state.safetensors").exists():
             try:
@@ -308,10 +248,11 @@ def read_run(folder: Path) -> Run:
         stored = json.loads((folder / "config.json").read_text())
         result = json.loads((folder / "result.json").read_text())
         config = RunConfig.from_dict(stored["config"])
-        key, digests = config.key, dict(result["sha256"])
+        key, digests = config.name(stored["data"]), dict(result["sha256"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
-    if stored.get("format") != FORMAT or folder.name != key:
+    known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
+    if stored.get("format") != FORMAT or folder.name != key or not known:
         raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}), so it is from another version or was edited")
     for name, digest in digests.items():
         path = folder / Path(name).name
@@ -369,17 +310,6 @@ def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:
 
 def _depth(config: RunConfig) -> int:
     return 0 if config.parent is None else 1 + _depth(config.parent)
-
-
-def _changed(config) -> dict:
-    """Fields that differ from their defaults: a field added later does not rename the runs that never knew it."""
-    out = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        default = f.default if f.default is not MISSING else f.default_factory()
-        if value != default and f.name != "parent":
-            out[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig) else value
-    return out
 
 
 def _write_metrics(path: Path, history: list[dict]) -> None:

@@ -1,6 +1,7 @@
 """One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and go on exactly."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -60,7 +61,8 @@ class TrainConfig:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device named, else cuda, else mps, else cpu."""
+    """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu."""
+    name = name or os.environ.get("MNV3NB_DEVICE")
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name)
@@ -144,7 +146,7 @@ def train(
     return history
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights laid out anew in it could not be trained afterwards
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
     """Share of `images` (uint8 (N, 3, H, W)) that `model` labels right, in [0, 1]; BatchNorm uses its running statistics."""
     parameter = next(model.parameters())

@@ -1,0 +1,36 @@
+# Each target creates .venv and installs by itself. PIP_ARGS goes to pip, PYTHON names another interpreter (3.11 or later).
+PYTHON ?= python3
+PROFILE ?= digits
+PIP_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: figures test lab bench soak lint clean
+.DELETE_ON_ERROR:
+
+figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 SEEDS=3
+	$(BIN)/python -m mnv3nb figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),-p seed $(SEED)) $(if $(SEEDS),-p seeds $(SEEDS))
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv, once: a few minutes and some 5 GB (README: less with a CPU-only torch)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -e .
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,91 @@
+"""What a run is: a config of plain numbers and words, and the name that follows from it."""
+
+import hashlib
+import json
+from dataclasses import MISSING, dataclass, field, fields
+
+from .data import data_checksum
+from .importance import CRITERIA
+from .training import TrainConfig
+
+FORMAT = 1  # part of every run's name: raise it when the same config would train something else
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How a run's network comes out of its parent's: see `score`, `keep_masks` and `prune`.
+
+    `inherit=False` keeps only the pruned shape and draws random weights: does the weight matter, or the shape?
+    """
+
+    rate: float = 0.5
+    criterion: str = "gamma_sparsity"
+    multiple_of: int = 1
+    min_width: int = 1
+    squeeze: str = "paper"
+    inherit: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training: data, `train`, and either random weights or the network of `parent`, pruned as `prune` says.
+
+    `train_images`: only the first so many; `holdout`: accuracy is measured on the last so many training images, as it is
+    for every choice, instead of on the test set.
+    """
+
+    dataset: str = "digits"
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parent: "RunConfig | None" = None
+    prune: PruneConfig | None = None
+    train_images: int | None = None
+    holdout: int = 0
+
+    def __post_init__(self):
+        if (self.parent is None) != (self.prune is None):
+            raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
+        if self.parent and self.parent.dataset != self.dataset:
+            raise ValueError(f"a run has its parent's data set: got {self.dataset!r}, the parent has {self.parent.dataset!r}")
+        if self.prune and self.prune.criterion not in CRITERIA:
+            raise ValueError(f"unknown criterion {self.prune.criterion!r}; allowed: {', '.join(CRITERIA)}")
+
+    @property
+    def key(self) -> str:
+        """The run's name: 12 hex digits of a hash of all that differs from the defaults, the data and the parent's name."""
+        return self.name(data_checksum(self.dataset))
+
+    def name(self, data: str) -> str:
+        """The key, given the checksum of the data, without looking at any file."""
+        named = _changed(self) | {"format": FORMAT, "data": data}
+        named |= {"parent": self.parent.name(data)} if self.parent else {}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """A short description for people."""
+        p, t = self.prune, self.train
+        what = f"λ={t.lam:g}" if not p else f"{p.criterion} {p.rate:.0%}" + ("" if p.inherit else " from scratch")
+        return f"{self.dataset} {what}, seed {t.seed}"
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RunConfig":
+        """The config that `asdict` of it gave; raises ValueError for unknown keys."""
+        try:
+            values = dict(values)
+            values["train"] = TrainConfig(**values["train"])
+            values["parent"] = values["parent"] and cls.from_dict(values["parent"])
+            values["prune"] = values["prune"] and PruneConfig(**values["prune"])
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a run's config ({error})") from error
+
+
+def _changed(config) -> dict:
+    """Fields that differ from their defaults: a field added later does not rename the runs that never knew it."""
+    out = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        default = f.default if f.default is not MISSING else f.default_factory()
+        if value != default and f.name != "parent":
+            out[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig) else value
+    return out
