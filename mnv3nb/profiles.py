@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from .config import PruneConfig, RunConfig
 from .importance import CRITERIA
+from .pruning import SQUEEZES
 from .training import TrainConfig
 
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
@@ -44,7 +45,7 @@ class Profile:
         return RunConfig(dataset or self.dataset, config, train_images=self.train_images)
 
     def pruned_run(self, rate: float, seed: int = 0, criterion: str = "gamma_sparsity", repeat: int = 0,
-                   dataset: str | None = None, inherit: bool = True) -> RunConfig:  # fmt: skip
+                   dataset: str | None = None, inherit: bool = True, squeeze: str = "paper") -> RunConfig:  # fmt: skip
         """The sparse network of `seed` pruned at `rate` and fine-tuned; `inherit=False` trains its shape from scratch.
 
         `repeat` > 0 draws another fine-tuning seed for the same parent.
@@ -53,7 +54,7 @@ class Profile:
         tune = self.finetune if inherit else replace(self.finetune, epochs=self.sparse.epochs + self.finetune.epochs,
                                                      gamma_init=self.sparse.gamma_init)  # fmt: skip
         tune = replace(tune, seed=seed + 1000 * repeat)
-        return replace(parent, train=tune, parent=parent, prune=PruneConfig(rate, criterion, inherit=inherit))
+        return replace(parent, train=tune, parent=parent, prune=PruneConfig(rate, criterion, squeeze=squeeze, inherit=inherit))
 
     def experiment(self, name: str, seed: int = 0) -> list[RunConfig]:
         """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
@@ -95,6 +96,7 @@ EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
         p.pruned_run(r, s) for r in sorted((*p.rates, *p.collapse), key=lambda r: (round(r * 100) % 10 > 0, r))
     ],
     "table4": lambda p, s: [p.pruned_run(0.5, s, c, k) for c in p.criteria for k in range(p.repeats)],
+    "squeeze": lambda p, s: [p.pruned_run(0.5, s, repeat=k, squeeze=q) for q in SQUEEZES for k in range(p.repeats)],
     "scratch": lambda p, s: [p.pruned_run(0.5, s, inherit=False)],
     "table6": _table6,
     "gamma": _gamma_study,

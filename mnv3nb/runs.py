@@ -188,14 +188,17 @@ class Runs:
         if config.parent is None:
             return _fresh(config.train, len(_data(config).classes))
         model, p = self.run(config.parent, model=True).model(), config.prune
-        data = _data(config)
-        batches = None
-        if p.criterion in NEEDS_DATA:
-            size = config.parent.train.image_size
-            batches = [(to_input(data.train_images[i : i + 64], size), data.train_labels[i : i + 64]) for i in range(0, 512, 64)]
-        masks = keep_masks(score(model, p.criterion, batches, seed=config.train.seed), p.rate, p.multiple_of, p.min_width)
+        masks = keep_masks(self.scores(config), p.rate, p.multiple_of, p.min_width)
         small = prune(model, masks, p.squeeze) if p.rate or p.multiple_of > 1 else model
         return small if p.inherit else _fresh(config.train, small.num_classes, small.widths, small.squeeze)
+
+    def scores(self, config: RunConfig) -> list[Tensor]:
+        """The scores of the parent's filters by which `config` prunes, as `score` returns them."""
+        batches = None
+        if config.prune.criterion in NEEDS_DATA:
+            data, size = _data(config), config.parent.train.image_size
+            batches = [(to_input(data.train_images[i : i + 64], size), data.train_labels[i : i + 64]) for i in range(0, 512, 64)]
+        return score(self.run(config.parent, model=True).model(), config.prune.criterion, batches, seed=config.train.seed)
 
     def _train(self, config: RunConfig, folder: Path) -> Run:
         device = pick_device(self.device)
