@@ -3,7 +3,11 @@
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from torch import nn
+
+from .complexity import count_parameters, layer_costs
+from .model import MobileNetV3Large
 
 # fill colours by role; pale enough for black text, and apart from each other in grey
 COLORS = {
@@ -15,6 +19,7 @@ COLORS = {
     "cut": "#e8998d",
     "plain": "#ffffff",
 }
+NAMES = {nn.ReLU6: "ReLU6", nn.Hardswish: "h-swish"}
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -45,3 +50,157 @@ def arrow(ax: Axes, start: tuple, end: tuple, text: str = "", connection: str = 
     )
     if text:
         ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.07, text, ha="center", va="bottom", fontsize=fontsize)
+
+
+def unit_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 224) -> Figure:
+    """Figure 1: unit `unit` (0 to 14) of `model`; output shapes are C×H×W for images of `image_size` pixels."""
+    u, shapes, q = model.units[unit], _shapes(model, image_size), model.squeeze[unit]
+    act, conv, y = NAMES[type(u.depthwise[2])], u.depthwise[0], 1.6
+    fig, ax = canvas(10, 4.2 if q else 2.9)
+    ax.text(0.08, 3.9 if q else 2.6, f"Unit {unit}", fontsize=12, weight="bold")
+    operators = {
+        "expand": (2.5, f"1×1 expansion\nBatchNorm, {act}"),
+        "depthwise": (4.7, f"{conv.kernel_size[0]}×{conv.kernel_size[1]} depthwise,\nstride {conv.stride[0]}\nBatchNorm, {act}"),
+        "project": (7.35, "1×1 projection\nBatchNorm\nno activation"),
+    }
+    for part, (x, text) in operators.items():
+        box(ax, x, y, f"{text}\n{_times(shapes[f'units.{unit}.{part}'])}", part, (1.75, 1.15), 11)
+        ax.text(x, y - 0.64, f"{_spaced(count_parameters(getattr(u, part)))} parameters", ha="center", va="top", fontsize=10)
+    box(ax, 0.68, y, f"input\n{_times(shapes[f'units.{unit}.in'])}", "data", (1.2, 0.75), 11)
+    box(ax, 9.43, y, f"output\n{_times(shapes[f'units.{unit}.project'])}", "data", (1.06, 0.75), 10.5)
+    for start, end in ((1.28, 1.625), (3.375, 3.825), (5.575, 5.87 if q else 6.475), (8.225, 8.42 if u.residual else 8.8)):
+        arrow(ax, (start, y), (end, y))
+    if q:
+        box(ax, 6.02, y, "×", size=(0.3, 0.3), fontsize=14)
+        arrow(ax, (6.17, y), (6.475, y))
+        width = model.widths[unit]
+        text = f"squeeze and excite: global pool,\n1×1 {width} → {q}, ReLU, 1×1 {q} → {width}, hard-sigmoid"
+        box(ax, 5.3, 3.4, text, "se", (4.6, 0.8), 11)
+        ax.text(5.3, 3.85, f"{_spaced(count_parameters(u.se))} parameters", ha="center", va="bottom", fontsize=10)
+        arrow(ax, (4.7, y + 0.575), (4.7, 3.0))
+        arrow(ax, (6.02, 3.0), (6.02, y + 0.15))
+        ax.text(6.1, 2.55, "one factor a channel", fontsize=10, va="center")
+    if u.residual:
+        ax.plot((0.68, 0.68, 8.55, 8.55), (y - 0.375, 0.45, 0.45, y - 0.13), color="0.25", linewidth=1.3)
+        box(ax, 8.55, y, "+", size=(0.26, 0.26), fontsize=14)
+        arrow(ax, (8.68, y), (8.9, y))
+    ax.text(4.7, 0.38, "shortcut: input and output have the same shape" if u.residual else "no shortcut: the shapes differ",
+            ha="center", va="top", fontsize=10)  # fmt: skip
+    return fig
+
+
+def separable_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 224) -> Figure:
+    """Figure 2: the depthwise and 1×1 convolutions of one unit below the standard convolution they stand for."""
+    u, shapes = model.units[unit], _shapes(model, image_size)
+    before, after, out = (shapes[f"units.{unit}.{part}"] for part in ("expand", "depthwise", "project"))
+    pair, kernel = (u.depthwise[0], u.project[0]), u.depthwise[0].kernel_size
+    single = nn.Conv2d(before[0], out[0], kernel, bias=False, device="meta")
+    weights = [single.weight.numel(), sum(conv.weight.numel() for conv in pair)]
+    fig, ax = canvas(10, 4.7)
+    for y, title, count in zip((4.5, 2.1), ("Standard convolution", "Depthwise separable convolution"), weights):
+        macs = count * out[1] * out[2]
+        text = f"{_spaced(count)} weights, {macs / 1e6:.2f} M multiply-accumulates ({count / weights[0]:.1%})"
+        ax.text(0.25, y, title, fontsize=12, weight="bold", va="center")
+        ax.text(9.85, y, text, fontsize=11, va="center", ha="right")
+    k, top, bottom = f"{kernel[0]}×{kernel[1]}", 2.95, 0.45
+    for y, slices, x in ((top, 1, 0.3), (bottom, 6, 0.3), (bottom, 6, 4.75)):
+        _cuboid(ax, x, y, 1.1, 0.8, "data" if slices == 1 else "depthwise", _times(before if x < 1 else after), slices)
+    for y in (top, bottom):
+        _cuboid(ax, 8.75, y, 0.5, 0.8, "data", _times(out))
+    for i in (2, 1, 0):
+        _cuboid(ax, 4.55 + 0.14 * i, top + 0.1 + 0.17 * i, 1.1, 0.3, "se", "" if i else f"{out[0]} kernels {before[0]}×{k}")
+        _cuboid(ax, 2.7 + 0.36 * i, bottom + 0.3, 0.18, 0.3, "depthwise")
+        _cuboid(ax, 7.0 + 0.1 * i, bottom + 0.25 + 0.19 * i, 0.8, 0.1, "project")
+    ax.text(3.22, bottom - 0.1, f"{before[0]} kernels 1×{k}", ha="center", va="top", fontsize=10)
+    ax.text(7.52, bottom - 0.1, f"{out[0]} kernels {after[0]}×1×1", ha="center", va="top", fontsize=10)
+    for y, start, end in (
+        (top, 2.0, 4.3),
+        (top, 6.4, 8.55),
+        (bottom, 2.0, 2.55),
+        (bottom, 4.0, 4.6),
+        (bottom, 6.4, 6.85),
+        (bottom, 8.2, 8.6),
+    ):
+        arrow(ax, (start, y + 0.45), (end, y + 0.45))
+    for x, y, text in (
+        (3.15, top, "every kernel sees\nall channels"),
+        (3.22, bottom, "one kernel a channel"),
+        (7.5, bottom, "mixes channels"),
+    ):
+        ax.text(x, y + (0.55 if y == top else 1.1), text, ha="center", va="bottom", fontsize=10, style="italic")
+    return fig
+
+
+def bottleneck_drawing(model: MobileNetV3Large, unit: int = 4) -> Figure:
+    """Figure 3: one unit as an inverted residual with a linear bottleneck; below, all units of `model`. Heights = channels."""
+    u, (fig, ax) = model.units[unit], canvas(10, 5.6)
+    act, y, scale = NAMES[type(u.expand[2])], 4.0, 1.75 / u.expand[0].out_channels
+    texts = f"1×1 expansion\n{act}", f"depthwise\n{act}", "1×1 projection\nno activation\n(linear)"
+    for x, text, (a, b, kind) in zip((1.7, 4.0, 6.3), texts, _profile(u)):
+        _trapezoid(ax, x, y, 2.0, a * scale, b * scale, kind)
+        ax.text(x + 1, y, text, ha="center", va="center", fontsize=11)
+        arrow(ax, (x - 0.3, y), (x, y), f"{a}", fontsize=11)
+    arrow(ax, (8.3, y), (8.6, y), f"{u.project[0].out_channels}", fontsize=11)
+    for x, name in ((0.85, "narrow input"), (9.2, "narrow output")):
+        ax.text(x, y, name.replace(" ", "\n"), ha="center", va="center", fontsize=11)
+    if u.residual:
+        ax.plot((0.85, 0.85, 9.2), (y + 0.28, y + 1.05, y + 1.05), color="0.25", linewidth=1.3)
+        arrow(ax, (9.2, y + 1.05), (9.2, y + 0.28))
+        ax.text(5, y + 1.1, "shortcut between the narrow ends", ha="center", va="bottom", fontsize=11)
+    for top, title in ((5.3, f"Unit {unit}"), (2.6, "All units")):
+        ax.text(0.08, top, title, fontsize=12, weight="bold")
+    scale, step = 1.5 / max(model.widths), 0.59
+    for i, u in enumerate(model.units):
+        for x, (a, b, kind) in zip((0, 0.18, 0.36), _profile(u)):
+            _trapezoid(ax, 0.87 + step * i + x, 1.5, 0.18, a * scale, b * scale, kind)
+        top = 1.5 + model.widths[i] * scale / 2
+        ax.text(1.14 + step * i, top + 0.06, f"{model.widths[i]}", ha="center", va="bottom", fontsize=10)
+        for y, mark in ((0.5, str(i)), (0.3, "●" * (model.squeeze[i] > 0)), (0.1, "●" * u.residual)):
+            ax.text(1.14 + step * i, y, mark, ha="center", va="center", fontsize=10)
+    for y, name in ((0.5, "unit"), (0.3, "SE"), (0.1, "shortcut")):
+        ax.text(0.08, y, name, va="center", fontsize=10)
+    return fig
+
+
+def _profile(unit: nn.Module) -> list[tuple[int, int, str]]:
+    """Channels before and after, and role, of the three convolutions of a unit."""
+    return [
+        (c.in_channels, c.out_channels, part) for part in ("expand", "depthwise", "project") for c in [getattr(unit, part)[0]]
+    ]
+
+
+def _trapezoid(ax: Axes, x: float, y: float, length: float, left: float, right: float, kind: str):
+    corners = [(x, y - left / 2), (x, y + left / 2), (x + length, y + right / 2), (x + length, y - right / 2)]
+    ax.add_patch(Polygon(corners, facecolor=COLORS[kind], edgecolor="0.25", linewidth=1))
+
+
+def _cuboid(ax: Axes, x: float, y: float, length: float, side: float, kind: str, text: str = "", slices: int = 1):
+    """A stack of channels from (x, y): `length` along the channels, `side` high, drawn obliquely; `slices` cuts it."""
+    shift = 0.45 * side
+    style = {"facecolor": COLORS[kind], "edgecolor": "0.25", "linewidth": 1}
+    step = length / slices
+    for i in range(slices):
+        a, b = x + i * step, x + (i + 1) * step
+        ax.add_patch(Polygon([(a, y), (b, y), (b, y + side), (a, y + side)], **style))
+        ax.add_patch(
+            Polygon([(a, y + side), (b, y + side), (b + shift, y + side + shift), (a + shift, y + side + shift)], **style)
+        )
+    end = x + length
+    ax.add_patch(Polygon([(end, y), (end, y + side), (end + shift, y + side + shift), (end + shift, y + shift)], **style))
+    ax.text(x + (length + shift) / 2, y - 0.1, text, ha="center", va="top", fontsize=10)
+
+
+def _shapes(model: MobileNetV3Large, image_size: int) -> dict[str, tuple[int, int, int]]:
+    """Output shape (C, H, W) of every unit's expand, depthwise and project, and of its input ("units.0.in")."""
+    shapes = {row["name"]: row["shape"] for row in layer_costs(model, image_size)}
+    found = {f"units.{i}.{p}": shapes[f"units.{i}.{p}.1"] for i in range(15) for p in ("expand", "depthwise", "project")}
+    before = [shapes["stem.1"], *(found[f"units.{i}.project"] for i in range(14))]
+    return found | {f"units.{i}.in": shape for i, shape in enumerate(before)}
+
+
+def _times(shape: tuple) -> str:
+    return "×".join(map(str, shape))
+
+
+def _spaced(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
