@@ -20,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     grid.add_argument("--only", help="experiments, such as table3,fig6")
     grid.add_argument("--seed", type=int, default=0)
     grid.add_argument("--device", help="cuda, mps or cpu")
+    grid.add_argument(
+        "--record", action="store_true", help="then copy the runs to results/, the shipped networks in half precision"
+    )
     grid.add_argument("--dry-run", action="store_true", help="only say what is missing")
 
     prune = commands.add_parser("prune", help="prune a stored network", allow_abbrev=False)
@@ -81,6 +84,10 @@ def _grid(options) -> int:
         print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
     if not options.dry_run:
         runs.run_grid(configs)
+    if options.record:
+        shipped = {c.key for name in ("baseline", "table5") for c in profile.experiment(name, options.seed)}
+        for config in configs:
+            runs.record(config, model=config.key in shipped)
     return 0
 
 

@@ -28,7 +28,9 @@ from .data import CHECKSUMS, Dataset, data_checksum, default_home, load_dataset,
 from .importance import NEEDS_DATA, filter_sparsity, score
 from .model import MobileNetV3Large, batch_norms
 from .pruning import keep_masks, prune
-from .training import TrainConfig, pick_device, train
+from .training import TrainConfig, evaluate, pick_device, train
+
+FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,29 @@ class Runs:
             add(config)
         return list(missing.values())
 
+    def record(self, config: RunConfig, model: bool = False) -> Run:
+        """Copy a finished run to `recorded`, for shipping: without its network or, with `model=True`, half as large.
+
+        Then result.json says what the stored half-precision file reaches: stored_accuracy on all test images, and
+        stored_correct_1000, how many of the first 1 000.
+        """
+        run, folder = self.run(config, model), self.recorded / config.key
+        if run.folder == folder:
+            return run
+        for name in FILES[:3]:
+            with write_atomically(folder / name) as file:
+                file.write((run.folder / name).read_bytes())
+        result = {key: value for key, value in run.result.items() if key != "sha256"}
+        if model:
+            original, data, size = run.model(), _data(config), config.train.image_size
+            save_model(original, folder / "model.safetensors", half=True, **original.metadata)
+            stored = load_model(folder / "model.safetensors").to(pick_device(self.device))
+            result["stored_accuracy"] = evaluate(stored, data.test_images, data.test_labels, size)
+            first = evaluate(stored, data.test_images[:1000], data.test_labels[:1000], size)
+            result["stored_correct_1000"] = round(first * len(data.test_images[:1000]))
+        _write_result(folder, result)
+        return read_run(folder)
+
     def network(self, config: RunConfig) -> MobileNetV3Large:
         """The network with which `config`'s training starts: random weights, or the parent's network pruned."""
         if config.parent is None:
@@ -234,12 +259,11 @@ class Runs:
         )
         seconds = sum(row["seconds"] for row in history)
         images = (len(history) - 1) * len(_data(config).train_images)
-        _write_json(folder / "result.json", {
+        _write_result(folder, {
             "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
             "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
             "seconds": seconds, "images_per_second": images / seconds if seconds else None,
             "environment": environment(device),
-            "sha256": {n: _file_digest(folder / n) for n in ("metrics.csv", "filters.safetensors", "model.safetensors")},
         })  # fmt: skip
         (folder / "state.safetensors").unlink(missing_ok=True)
         return read_run(folder)
@@ -251,14 +275,16 @@ def read_run(folder: Path) -> Run:
         stored = json.loads((folder / "config.json").read_text())
         result = json.loads((folder / "result.json").read_text())
         config = RunConfig.from_dict(stored["config"])
-        key, digests = config.name(stored["data"]), dict(result["sha256"])
+        key, digests, checksum = config.name(stored["data"]), dict(result["sha256"]), result.pop("checksum")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
     known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
     if stored.get("format") != FORMAT or folder.name != key or not known:
         raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}), so it is from another version or was edited")
-    for name, digest in digests.items():
-        path = folder / Path(name).name
+    if checksum != _json_digest(result):
+        raise ValueError(f"{folder / 'result.json'}: its checksum does not match; delete or restore {folder}")
+    for name in FILES:
+        path, digest = folder / name, digests.get(name)
         if name == "model.safetensors" and not path.exists():
             continue
         if not path.is_file() or _file_digest(path) != digest:
@@ -268,8 +294,9 @@ def read_run(folder: Path) -> Run:
 
 def environment(device: torch.device) -> dict:
     """Hardware, versions, commit and date of a run."""
+    root = Path(__file__).resolve().parent.parent
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always", "--dirty"]
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
@@ -327,6 +354,16 @@ def _write_metrics(path: Path, history: list[dict]) -> None:
 def _write_json(path: Path, value: dict) -> None:
     with write_atomically(path) as file:
         file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _write_result(folder: Path, result: dict) -> None:
+    """result.json, the last file of a run: its presence says that the others are whole, its checksums that they stay so."""
+    result = result | {"sha256": {name: _file_digest(folder / name) for name in FILES if (folder / name).exists()}}
+    _write_json(folder / "result.json", result | {"checksum": _json_digest(result)})
+
+
+def _json_digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
