@@ -4,13 +4,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import display
 from matplotlib.figure import Figure
+from scipy import stats
 
+from . import paper
 from .checkpoint import write_atomically
+from .complexity import count_flops, count_parameters
 from .data import default_home
+from .model import DENSE_WIDTHS, MobileNetV3Large
 from .runs import Run
 
 RUNS_MIME = "application/vnd.mnv3nb.runs+json"  # the keys of the runs behind an output, read back by the freshness test
@@ -61,9 +67,6 @@ def _caption(path: Path, runs: Iterable[Run]) -> None:
 
 def gamma_by_lambda(runs: Sequence[Run], highlight: float | None = None) -> Figure:
     """Figure 6: histogram of the expansions' γ, one panel a λ on shared axes, above an overlay of |γ| on a log scale."""
-    import numpy as np
-    import torch
-
     gammas = {run.config.train.lam: torch.cat(run.gamma).numpy() for run in runs}
     fig = plt.figure(figsize=(10, 6.2))
     top = fig.add_gridspec(2, len(gammas), height_ratios=(1, 1.25))
@@ -83,4 +86,198 @@ def gamma_by_lambda(runs: Sequence[Run], highlight: float | None = None) -> Figu
         ax.hist(np.clip(np.abs(g), edges[0], None), bins=edges, histtype="step", linewidth=2, color=color, label=f"λ = {lam:g}")
     ax.set(xscale="log", xlabel="|γ| of the expansions (the leftmost bin holds all below it)", ylabel="filters")
     ax.legend(ncols=len(gammas), loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    return fig
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of independent `values` and half the width of its `level` confidence interval (Student's t); nan for one value."""
+    n = len(values)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return float(np.mean(values)), float(half)
+
+
+def cost_table(runs: Iterable[Run], num_classes: int = 10) -> pd.DataFrame:
+    """The columns of Tables 3, 4 and 6, one row a pruned run: accuracies in %, FLOPs at the paper's 224 pixels."""
+    rows, costs = [], []
+    for run in (None, *runs):
+        with torch.device("meta"):
+            shape = (run.result["widths"], run.result["squeeze"]) if run else ()
+            model = MobileNetV3Large(num_classes, *shape)
+        costs.append((count_parameters(model), count_flops(model)))
+        if run:
+            prune, (parameters, flops) = run.config.prune, costs[-1]
+            rows.append({
+                "rate": prune.rate, "criterion": prune.criterion, "seed": run.config.parent.train.seed,
+                "tuning_seed": run.config.train.seed, "accuracy_before_pct": 100 * run.result["accuracy_before"],
+                "accuracy_pct": 100 * run.accuracy, "parameters_m": parameters / 1e6, "flops_m": flops / 1e6,
+                "fewer_parameters_pct": 100 * (1 - parameters / costs[0][0]), "fewer_flops_pct": 100 * (1 - flops / costs[0][1]),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def widths_chart(widths: Sequence[int], published: pd.DataFrame = paper.TABLE_5) -> Figure:
+    """Table 5: share of each unit's expansion filters that is left, in %, with the widths; the paper's shares as marks."""
+    fig, ax = plt.subplots(figsize=(9, 4.2))
+    units = np.arange(len(DENSE_WIDTHS))
+    share = 100 * np.array(widths) / DENSE_WIDTHS
+    ax.bar(units, share, color=sns.color_palette()[0], label="ours", zorder=2)
+    for x, height, width in zip(units, share, widths):
+        ax.text(x, 1.5, width, ha="center", va="bottom", color="white" if height > 8 else "black", fontsize=10, zorder=6)
+    ax.plot(units, 100 * published["after"] / published["before"], **PAPER_STYLE, label="paper (Table 5)")
+    ax.set(xlabel="unit, and its dense width", ylabel="filters left (%)", ylim=(0, 105))
+    ax.set_xticks(units, [f"{i}\n{width}" for i, width in enumerate(DENSE_WIDTHS)])
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def rate_curve(
+    table: pd.DataFrame, published: pd.DataFrame, lines: dict[str, float], collapse: float | None = None, judges: bool = False
+) -> Figure:
+    """Tables 3 and 6: accuracy after and before fine-tuning and what is left of the costs, against the pruning rate.
+
+    `table`: `cost_table`'s columns; several seeds become means with 95 % intervals. `lines`: accuracies in % to compare
+    with, by name. `collapse`: the rate at which a unit has lost all its filters. `published`: Table 3 or 6; its
+    accuracies are drawn only if `judges`.
+    """
+    fig, axes = plt.subplot_mosaic([["after", "after"], ["both", "cost"]], figsize=(9, 6.8), height_ratios=(1.15, 1))
+    groups, colors = table.groupby("rate"), sns.color_palette()
+    rates = 100 * np.array(list(groups.groups))
+    for column, label, color, style in (
+        ("accuracy_pct", "fine-tuned", colors[0], "o-"), ("accuracy_before_pct", "before fine-tuning", colors[1], "s--"),
+    ):  # fmt: skip
+        mean, half = np.array([mean_interval(values) for _, values in groups[column]]).T
+        for name in ("after", "both") if column == "accuracy_pct" else ("both",):
+            axes[name].errorbar(rates, mean, np.nan_to_num(half), fmt=style, color=color, capsize=3, label=label, zorder=3)
+    for (name, value), color, style in zip(lines.items(), colors[2:], (":", "--", "-.")):
+        axes["after"].axhline(value, color=color, linestyle=style, label=name)
+    if judges:
+        axes["after"].plot(100 * published["rate"], published["accuracy_pct"], **PAPER_STYLE, label="paper")
+    for column, label, color, marker in (
+        ("fewer_parameters_pct", "parameters", colors[4], "o"), ("fewer_flops_pct", "FLOPs", colors[5], "s"),
+    ):  # fmt: skip
+        axes["cost"].plot(rates, 100 - groups[column].mean(), f"{marker}-", color=color, label=label)
+        paper_style = PAPER_STYLE | {"color": color, "label": f"paper, {label}"}
+        axes["cost"].plot(100 * published["rate"], 100 - published[column], **paper_style)
+    for name, ax in axes.items():
+        ax.set(xlabel="pruning rate (% of all expansion filters)", xlim=(-2, rates.max() + 2))
+        if collapse is not None and 100 * collapse < rates.max():
+            label = "a unit has lost all its filters" if name == "after" else None
+            ax.axvspan(100 * collapse, rates.max() + 2, color="0.9", zorder=0, label=label)
+    axes["after"].set(ylabel="test accuracy (%)", title="after fine-tuning")
+    axes["both"].set(ylabel="test accuracy (%)", ylim=(0, 103), title="before and after")
+    axes["cost"].set(ylabel="left of the dense network (%)", ylim=(0, 103), title="costs")
+    for name, ax in axes.items():
+        ax.legend(fontsize=10, ncols=2 if name == "after" else 1, loc="best" if name == "after" else "lower left")
+    return fig
+
+
+def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> Figure:
+    """Table 4: accuracy after and before fine-tuning of each criterion: every run a dot, means with 95 % intervals.
+
+    `table`: `cost_table`'s columns. `block`: the column whose values are the independent repetitions. `lines`: accuracies
+    in % to compare with, by name.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, width_ratios=(1.6, 1))
+    order = table.groupby("criterion")["accuracy_pct"].mean().sort_values().index
+    for ax, column, title in zip(axes, ("accuracy_pct", "accuracy_before_pct"), ("after fine-tuning", "before")):
+        for y, name in enumerate(order):
+            rows = table[table["criterion"] == name]
+            mean, half = mean_interval(rows.groupby(block)[column].mean())
+            color = sns.color_palette()[1 if name == "gamma_sparsity" else 0]
+            ax.plot(rows[column], [y] * len(rows), "o", color=color, alpha=0.35, markersize=5)
+            ax.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="D", color=color, capsize=4, markersize=7, zorder=3)
+        ax.set(title=title, xlabel="test accuracy (%)")
+    for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
+        axes[0].axvline(value, linestyle=style, color=color, label=name)
+    axes[0].set_yticks(range(len(order)), order)
+    fig.legend(loc="outside lower center", ncols=3, fontsize=10)
+    return fig
+
+
+def agreement_maps(ranks: pd.DataFrame, overlap: pd.DataFrame) -> Figure:
+    """Two heat maps over the criteria: rank correlation of all scores, and Jaccard overlap of the kept filters."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 5.4), sharey=True)
+    titles = "Spearman rank correlation of the scores", "Jaccard overlap of the kept filters"
+    for ax, frame, title, low, palette in zip(axes, (ranks, overlap), titles, (-1, 0), ("RdBu_r", "viridis")):
+        sns.heatmap(frame, ax=ax, vmin=low, vmax=1, cmap=palette, square=True, annot=True, fmt=".2f", annot_kws={"size": 9},
+                    cbar_kws={"shrink": 0.7})  # fmt: skip
+        ax.set(title=title, xlabel="", ylabel="")
+        ax.tick_params(length=0)
+    return fig
+
+
+def feature_maps(maps: dict[str, Sequence], masks: Sequence, scores: Sequence, units: Sequence[int], image, shown: int = 16):
+    """Figure 8: the same channels of some `units` in networks side by side, sorted by score; the removed ones are marked.
+
+    `maps[network][k]`: (channels, H, W) of `units[k]`, the first network dense, the others with the channels of `masks`
+    or all; `image`: (H, W) or (H, W, 3). Of each unit `shown` channels, spread over its ranking; one brightness scale a unit.
+    """
+    import numpy as np
+
+    side = int(shown**0.5)
+    fig, axes = plt.subplots(len(units), 1 + len(maps), figsize=(3 * len(maps) + 1.4, 3.1 * len(units)),
+                             width_ratios=[0.45] + [1] * len(maps))  # fmt: skip
+    for k, unit in enumerate(units):
+        mask, order = np.asarray(masks[unit]), np.asarray(scores[unit]).argsort(kind="stable")[::-1]
+        picks = order[np.linspace(0, len(order) - 1, min(shown, len(order))).round().astype(int)]
+        whole = {name: _on_dense(np.asarray(m[k]), mask) for name, m in maps.items()}
+        low, high = np.nanmin([np.nanmin(w[picks]) for w in whole.values()]), max(np.nanmax(w[picks]) for w in whole.values())
+        size = next(iter(whole.values())).shape[-1]
+        gap = max(1, size // 14)
+        step = size + gap
+        for ax, (name, w) in zip(axes[k, 1:], whole.items()):
+            canvas = np.full((side * step - gap, side * step - gap), np.nan)
+            for n, channel in enumerate(picks):
+                y, x = n // side * step, n % side * step
+                canvas[y : y + size, x : x + size] = w[channel]
+                if not mask[channel]:
+                    box = {"edgecolor": "C1", "linewidth": 1.6, "fill": False}
+                    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), size, size, **box))
+                    ax.plot([x, x + size - 1], [y, y + size - 1], color="C1", linewidth=1.6)
+            ax.imshow(canvas, cmap="gray", vmin=low, vmax=high)
+            ax.set_title(name if k == 0 else "")
+            ax.axis("off")
+        text = f"unit {unit}\n\n{mask.sum()} of {len(mask)}\nchannels stay\n\nmaps {size}×{size}"
+        axes[k, 0].text(0.5, 0.5, text, ha="center", va="center")
+        axes[k, 0].axis("off")
+    inset = axes[0, 0].inset_axes((0, 0.72, 1, 0.4))
+    inset.imshow(image, cmap="gray")
+    inset.axis("off")
+    return fig
+
+
+def kept_maps(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
+    """A panel for each of `measures` (column -> label) over the units, one line for each network in `table`."""
+    fig, axes = plt.subplots(1, len(measures), figsize=(12, 4))
+    for ax, (column, label) in zip(axes, measures.items()):
+        sns.lineplot(table, x="unit", y=column, hue="network", style="network", markers=True, dashes=False, ax=ax)
+        ax.set(ylabel=label, ylim=(0, None))
+        ax.get_legend().remove()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return fig
+
+
+def _on_dense(maps, mask):
+    """Maps of the kept channels at their places among all channels, NaN where a channel went."""
+    import numpy as np
+
+    out = np.full((len(mask), *maps.shape[1:]), np.nan)
+    out[mask if len(maps) == mask.sum() else slice(None)] = maps
+    return out
+
+
+def widths_before_after(before: Sequence[int], after: Sequence[int], paper_after: Sequence[int] | None = None) -> Figure:
+    """Expansion widths of the 15 units before and after pruning, with the share kept; `paper_after` marks Table 5's."""
+    fig, ax = plt.subplots(figsize=(9, 4.2))
+    units, blue = range(len(before)), sns.color_palette("colorblind")[0]
+    ax.bar(units, before, color="0.85", edgecolor="0.6", label="before")
+    ax.bar(units, after, color=blue, label="after")
+    for i, (b, a) in enumerate(zip(before, after)):
+        ax.text(i, b, f"{a / b:.0%}", ha="center", va="bottom", fontsize=10)
+    if paper_after is not None:
+        ax.plot(units, paper_after, label="paper, after", **PAPER_STYLE)
+    ax.set(xticks=units, xlabel="unit (the percentages are the shares kept)", ylabel="channels of the expansion")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper left")
     return fig
