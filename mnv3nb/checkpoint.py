@@ -58,7 +58,8 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     """Write named tensors and JSON `metadata` to one safetensors file, with a checksum over both."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
-    payload = save(tensors, {"format": FORMAT, "json": text, "sha256": _digest(tensors, text)})
+    # one entry only: safetensors writes several in any order, and equal networks should be equal files
+    payload = save(tensors, {FORMAT: json.dumps([_digest(tensors, text), text])})
     with write_atomically(path, len(payload)) as file:
         file.write(payload)
 
@@ -74,13 +75,14 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path} was not written by mnv3nb (format {header.get('format')!r}, expected {FORMAT!r})")
+            if FORMAT not in header:
+                raise ValueError(f"{path} was not written by mnv3nb (it has no {FORMAT!r} entry)")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header.get("sha256") != _digest(tensors, header.get("json", "")):
+        digest, text = json.loads(header[FORMAT])
+        if digest != _digest(tensors, text):
             raise ValueError(f"{path} is damaged: its checksum does not match; copy or make it again")
-        return tensors, json.loads(header["json"])
-    except SafetensorError as error:
+        return tensors, json.loads(text)
+    except (SafetensorError, json.JSONDecodeError, AttributeError, UnicodeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or make it again") from error
 
 

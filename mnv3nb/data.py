@@ -2,8 +2,10 @@
 
 import difflib
 import hashlib
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -175,19 +177,41 @@ def _download_cifar(name: str, path: Path) -> None:
 
 def _read_npz(path: Path) -> Dataset:
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_BYTES:
-            raise ValueError(f"{path} claims to unpack to {size} bytes; at most {MAX_BYTES} are allowed")
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in KEYS if key not in archive.files]
             if missing:
                 raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
             arrays = {key: archive[key] for key in KEYS}
             classes = tuple(str(c) for c in archive["classes"]) if "classes" in archive.files else None
-    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole .npz file ({error}); fetch or make it again") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is not a whole .npz of plain arrays ({error}); fetch or make it again") from error
     return _dataset(str(path), arrays, classes)
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuses an .npz that claims to unpack to more than MAX_BYTES, or whose arrays claim more than their files hold."""
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
+            raise ValueError(f"{path} claims to unpack to {size} bytes; at most {MAX_BYTES} are allowed")
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{path}: {member.filename} claims shape {shape} but holds {member.file_size} bytes")
 
 
 def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...] | None) -> Dataset:

@@ -1,0 +1,351 @@
+"""Faults injected for real: kills, full disks, damage, hostile files, divergence, two at once."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnv3nb.__main__ import main
+from mnv3nb.checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
+from mnv3nb.config import PruneConfig, RunConfig
+from mnv3nb.data import load_dataset
+from mnv3nb.model import MobileNetV3Large
+from mnv3nb.runs import FILES, Runs, read_run
+from mnv3nb.training import TrainConfig
+
+KILLS = int(os.environ.get("MNV3NB_KILLS", "50"))
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["mnv3nb.runs"])
+SYSTEM_CALLS = ("open", "fsync", "replace", "chmod", "unlink", "close", "mkdir")
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """A data set of 16 + 8 images, so that a run of several epochs takes a second."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    rng = np.random.default_rng(0)
+    images = {f"{s}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for s, n in (("train", 16), ("test", 8))}
+    np.savez(path, **images, train_labels=np.arange(16) % 2, test_labels=np.arange(8) % 2)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def config(tiny) -> RunConfig:
+    return RunConfig(tiny, TrainConfig(epochs=3, batch_size=8, lam=1e-3))
+
+
+@pytest.fixture(scope="module")
+def reference(config, tmp_path_factory):
+    """The run that nobody disturbed, made in the same kind of process as the disturbed ones."""
+    store = tmp_path_factory.mktemp("reference")
+    assert _child(store, config) == 0
+    return Runs(store, store / "none").find(config)
+
+
+def _train(store: Path, config: RunConfig, die_at: int | None = None, file_limit: int | None = None) -> None:
+    torch.set_num_threads(1)
+    if die_at is not None:
+        _kill_at_system_call(die_at)
+    if file_limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    Runs(store, store / "none", progress=False).run(config)
+
+
+def _kill_at_system_call(number: int) -> None:
+    """SIGKILL this process just before its `number`-th call that touches the file system in a save."""
+    calls = iter(range(number))
+
+    def wrap(function):
+        def counted(*args, **kwargs):
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return counted
+
+    for name in SYSTEM_CALLS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def _child(*args, kill_after: float | None = None) -> int:
+    process = FORK.Process(target=_train, args=args)
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        process.kill()
+    process.join()
+    return process.exitcode
+
+
+def _assert_clean(folder: Path) -> None:
+    """Whatever was killed: each file that is there under its own name is whole."""
+    for path in folder.glob("*.safetensors"):
+        load_tensors(path)
+    if (folder / "config.json").exists():
+        json.loads((folder / "config.json").read_text())
+    if (folder / "result.json").exists():
+        read_run(folder)
+
+
+@posix
+def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, reference, tmp_path):
+    rng, kills, finished = random.Random(0), 0, 0
+    while kills < KILLS:
+        store = tmp_path / str(finished)
+        while True:
+            timed = rng.random() < 0.5
+            kill_after = rng.uniform(0.05, 1.5) if timed else None
+            code = _child(store, config, None if timed else rng.randrange(40), kill_after=kill_after)
+            _assert_clean(store / config.key)
+            kills += code == -signal.SIGKILL
+            if code == 0:
+                break
+        run = Runs(store, store / "none").find(config)
+        assert (run.folder / "model.safetensors").read_bytes() == (reference.folder / "model.safetensors").read_bytes()
+        assert [row["test_accuracy"] for row in run.history] == [row["test_accuracy"] for row in reference.history]
+        assert sorted(path.name for path in run.folder.iterdir()) == sorted((*FILES, "result.json"))
+        finished += 1
+        shutil.rmtree(store)
+
+
+@posix
+def test_a_disk_quota_hit_in_a_save_leaves_the_old_state_and_the_run_goes_on(config, reference, tmp_path):
+    store = tmp_path / "store"
+    assert _child(store, config, 30) == -signal.SIGKILL  # stopped after the first epoch or two
+    state = store / config.key / "state.safetensors"
+    before = state.read_bytes()
+    assert _child(store, config, None, 1_000_000) == 1
+    assert state.read_bytes() == before
+    assert not list(state.parent.glob("*.part")) and not list(state.parent.glob(".*.part"))
+    assert _child(store, config) == 0
+    run = Runs(store, store / "none").find(config)
+    assert (run.folder / "model.safetensors").read_bytes() == (reference.folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if not mount or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_the_file_that_was_there(small_disk):
+    path = small_disk / "t.safetensors"
+    save_tensors(path, {"a": torch.zeros(10)}, {"n": 1})
+    with pytest.raises(OSError, match=r"cannot write .*t\.safetensors \(\d+ bytes needed\): No space left on device"):
+        save_tensors(path, {"a": torch.zeros(1_000_000)}, {"n": 2})
+    assert load_tensors(path)[1] == {"n": 1}
+    assert [p.name for p in small_disk.iterdir()] == ["t.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(OSError, match=r"cannot write .*: (Not a directory|File exists)"),
+        write_atomically(tmp_path / "file" / "x"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@posix
+def test_two_processes_on_one_grid_train_every_run_once(config, tiny, tmp_path):
+    child = RunConfig(tiny, TrainConfig(epochs=1, batch_size=8), config, PruneConfig(0.9))
+    processes = [FORK.Process(target=_train, args=(tmp_path, child)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    folders = [path.name for path in tmp_path.iterdir() if path.name not in (".locks", "none")]
+    assert sorted(folders) == sorted([config.key, child.key])
+    for key in folders:
+        read_run(tmp_path / key)
+
+
+@posix
+def test_the_lock_of_a_dead_process_is_taken_over(config, tmp_path):
+    assert _child(tmp_path, config, kill_after=0.8) in (-signal.SIGKILL, 0)
+    start = time.monotonic()
+    assert _child(tmp_path, config) == 0
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("name", [*FILES, "result.json"])
+def test_a_flipped_byte_is_found_named_and_moved_aside(reference, config, tmp_path, capsys, name):
+    rng = random.Random(name)
+    size = (reference.folder / name).stat().st_size
+    for trial in range(4):
+        store = tmp_path / str(trial)
+        shutil.copytree(reference.folder, store / config.key)
+        data = bytearray((reference.folder / name).read_bytes())
+        data[rng.randrange(size)] ^= 1 << rng.randrange(7)
+        (store / config.key / name).write_bytes(data)
+        assert Runs(store, store / "none").find(config) is None
+        assert config.key in capsys.readouterr().err
+        assert [p.name.split("-")[0] for p in store.iterdir()] == [f"{config.key}.damaged"]
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_a_missing_empty_or_truncated_file_is_found(reference, config, tmp_path, capsys, name, damage):
+    shutil.copytree(reference.folder, tmp_path / config.key)
+    path = tmp_path / config.key / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else data[: len(data) // 2])
+    assert Runs(tmp_path, tmp_path / "none").find(config) is None
+    assert config.key in capsys.readouterr().err
+
+
+def test_a_damaged_recorded_run_is_skipped_and_left_where_it_is(reference, config, tmp_path, capsys):
+    recorded = tmp_path / "results"
+    shutil.copytree(reference.folder, recorded / config.key)
+    (recorded / config.key / "metrics.csv").write_text("epoch\n")
+    assert Runs(tmp_path / "runs", recorded).find(config) is None
+    assert "metrics.csv" in capsys.readouterr().err
+    assert (recorded / config.key / "metrics.csv").read_text() == "epoch\n"
+
+
+def test_a_run_under_another_name_is_refused(reference, tmp_path):
+    shutil.copytree(reference.folder, tmp_path / "0123456789ab")
+    with pytest.raises(ValueError, match="another version or was edited"):
+        read_run(tmp_path / "0123456789ab")
+
+
+class Bomb:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_nothing_is_unpickled(tmp_path, reference, config):
+    target = tmp_path / "exploded"
+    bomb = pickle.dumps(Bomb(target))
+    pickle.loads(bomb)
+    assert target.exists()  # the bomb works
+    target.unlink()
+    (tmp_path / "model.safetensors").write_bytes(bomb)
+    torch.save(Bomb(target), tmp_path / "torch.safetensors")
+    np.savez(tmp_path / "data.npz", **{k: np.array([Bomb(target)], dtype=object) for k in
+             ("train_images", "train_labels", "test_images", "test_labels")})  # fmt: skip
+    for name in ("model.safetensors", "torch.safetensors"):
+        with pytest.raises(ValueError, match="not a whole safetensors file|not written by mnv3nb"):
+            load_model(tmp_path / name)
+    with pytest.raises(ValueError, match=r"data\.npz"):
+        load_dataset(tmp_path / "data.npz")
+    for name in (*FILES, "result.json"):
+        folder = tmp_path / "store" / name / config.key
+        shutil.copytree(reference.folder, folder)
+        (folder / name).write_bytes(bomb)
+        assert Runs(folder.parent, tmp_path / "none").find(config) is None
+    assert not target.exists()
+
+
+def test_an_npz_that_claims_more_than_it_holds_takes_no_memory(tmp_path):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 32, 32), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(tmp_path / "big.npz", "w") as archive:
+        for key in ("train_images", "train_labels", "test_images", "test_labels"):
+            archive.writestr(f"{key}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
+    with pytest.raises(ValueError, match="claims"):
+        load_dataset(tmp_path / "big.npz")
+
+
+def test_widths_that_a_file_only_claims_take_no_memory(tmp_path):
+    shape = {"num_classes": 10, "widths": [10**9] * 15, "squeeze": [0] * 3 + [10**9] * 3 + [0] * 4 + [10**9] * 5}
+    save_tensors(tmp_path / "m.safetensors", {"a": torch.zeros(1)}, {"model": shape})
+    with pytest.raises(ValueError, match="do not fit"):
+        load_model(tmp_path / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    save_model(MobileNetV3Large(2, widths=[1] * 15), folder / "m.safetensors", half=True)
+    return {"model": folder / "m.safetensors", "npz": Path(tiny)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["model", "npz"]))
+def test_fuzzed_files_give_only_the_documented_errors(files, tmp_path_factory, data, kind):
+    good = files[kind].read_bytes()
+    edits = data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+    near_start = data.draw(st.booleans())  # headers are where parsers break
+    bad = bytearray(good)
+    for offset, value in edits:
+        bad[offset % 400 if near_start else offset] = value
+    bad = bad[: data.draw(st.sampled_from([len(bad), len(bad) // 2, 7]))]
+    path = tmp_path_factory.mktemp("bad") / ("m.safetensors" if kind == "model" else "d.npz")
+    path.write_bytes(bad)
+    try:
+        (load_model if kind == "model" else load_dataset)(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+       lambda s: st.dictionaries(st.sampled_from(["dataset", "train", "parent", "prune", "epochs", "lr", "rate"]), s)))  # fmt: skip
+def test_fuzzed_configs_give_only_value_errors(values):
+    try:
+        RunConfig.from_dict(values)
+    except ValueError:
+        pass
+
+
+def test_a_diverging_run_does_not_stop_the_grid(tiny, tmp_path, capsys):
+    good = RunConfig(tiny, TrainConfig(epochs=1, batch_size=8))
+    bad = RunConfig(tiny, TrainConfig(epochs=2, batch_size=8, lr=1e30))
+    runs = Runs(tmp_path, tmp_path / "none", progress=False)
+    with pytest.raises(RuntimeError, match=r"(?s)1 run\(s\) failed.*λ=0, lr=.*") as error:
+        runs.run_grid([bad, good])
+    assert "epoch 1" in str(error.value) or "epoch 2" in str(error.value)
+    assert runs.find(good) and not runs.find(bad)
+
+
+def _grid(home: str) -> None:
+    os.environ["MNV3NB_HOME"] = home
+    torch.set_num_threads(1)
+    sys.stderr = open(Path(home) / "stderr", "w", buffering=1)  # noqa: SIM115
+    sys.exit(main(["grid", "--profile", "smoke", "--only", "table3"]))
+
+
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code):
+    process = FORK.Process(target=_grid, args=(str(tmp_path),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/config.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    assert (tmp_path / "stderr").read_text().strip().splitlines()[-1].endswith("the same command goes on from here")
+    for folder in tmp_path.glob("runs/*/"):
+        _assert_clean(folder)
