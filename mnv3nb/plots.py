@@ -16,6 +16,7 @@ from . import paper
 from .checkpoint import write_atomically
 from .complexity import count_flops, count_parameters
 from .data import default_home
+from .drawings import COLORS
 from .model import DENSE_WIDTHS, MobileNetV3Large
 from .runs import Run
 
@@ -208,53 +209,55 @@ def agreement_maps(ranks: pd.DataFrame, overlap: pd.DataFrame) -> Figure:
 
 
 def feature_maps(maps: dict[str, Sequence], masks: Sequence, scores: Sequence, units: Sequence[int], image, shown: int = 16):
-    """Figure 8: the same channels of some `units` in networks side by side, sorted by score; the removed ones are marked.
+    """Figure 8: the same channels of some `units` in networks side by side, best score first; the removed ones are marked.
 
-    `maps[network][k]`: (channels, H, W) of `units[k]`, the first network dense, the others with the channels of `masks`
-    or all; `image`: (H, W) or (H, W, 3). Of each unit `shown` channels, spread over its ranking; one brightness scale a unit.
+    `maps[network][k]`: (channels, H, W) of `units[k]`, of all channels or of those in `masks`; `image`: (H, W, 3). At most
+    half of the `shown` channels of a unit are removed ones, if it has enough others; one brightness scale a unit.
     """
     import numpy as np
 
     side = int(shown**0.5)
     fig, axes = plt.subplots(len(units), 1 + len(maps), figsize=(3 * len(maps) + 1.4, 3.1 * len(units)),
                              width_ratios=[0.45] + [1] * len(maps))  # fmt: skip
-    for k, unit in enumerate(units):
+    fig.get_layout_engine().set(wspace=0.04, hspace=0.03)
+    for row, k, unit in zip(axes, range(len(units)), units):
         mask, order = np.asarray(masks[unit]), np.asarray(scores[unit]).argsort(kind="stable")[::-1]
-        picks = order[np.linspace(0, len(order) - 1, min(shown, len(order))).round().astype(int)]
-        whole = {name: _on_dense(np.asarray(m[k]), mask) for name, m in maps.items()}
-        low, high = np.nanmin([np.nanmin(w[picks]) for w in whole.values()]), max(np.nanmax(w[picks]) for w in whole.values())
+        gone = min((~mask).sum(), max(shown // 2, shown - mask.sum()))
+        picks = [part[np.linspace(0, len(part) - 1, n).round().astype(int)]
+                 for part, n in ((order[mask[order]], min(mask.sum(), shown - gone)), (order[~mask[order]], gone))]  # fmt: skip
+        whole = {name: _on_dense(np.asarray(m[k]), mask)[np.concatenate(picks)] for name, m in maps.items()}
+        low, high = np.nanpercentile(np.stack(list(whole.values())), (1, 99))
         size = next(iter(whole.values())).shape[-1]
-        gap = max(1, size // 14)
-        step = size + gap
-        for ax, (name, w) in zip(axes[k, 1:], whole.items()):
-            canvas = np.full((side * step - gap, side * step - gap), np.nan)
-            for n, channel in enumerate(picks):
+        step = size + max(1, size // 14)
+        for ax, (name, tiles) in zip(row[1:], whole.items()):
+            canvas = np.full((side * step, side * step), np.nan)
+            for n, tile in enumerate(tiles):
                 y, x = n // side * step, n % side * step
-                canvas[y : y + size, x : x + size] = w[channel]
-                if not mask[channel]:
-                    box = {"edgecolor": "C1", "linewidth": 1.6, "fill": False}
-                    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), size, size, **box))
-                    ax.plot([x, x + size - 1], [y, y + size - 1], color="C1", linewidth=1.6)
+                canvas[y : y + size, x : x + size] = tile
+                if n >= len(picks[0]):
+                    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), size, size, edgecolor="C1", linewidth=1.6, fill=False))
+                    ax.plot([x - 0.5, x + size - 0.5], [y - 0.5, y + size - 0.5], color="C1", linewidth=1.2)
             ax.imshow(canvas, cmap="gray", vmin=low, vmax=high)
             ax.set_title(name if k == 0 else "")
+        row[0].text(0.5, 0.5 if k else 0.42, f"unit {unit}\n\n{mask.sum()} of {len(mask)}\nchannels stay\n\nmaps {size} × {size}",
+                    ha="center", va="center")  # fmt: skip
+        for ax in row:
             ax.axis("off")
-        text = f"unit {unit}\n\n{mask.sum()} of {len(mask)}\nchannels stay\n\nmaps {size}×{size}"
-        axes[k, 0].text(0.5, 0.5, text, ha="center", va="center")
-        axes[k, 0].axis("off")
-    inset = axes[0, 0].inset_axes((0, 0.72, 1, 0.4))
-    inset.imshow(image, cmap="gray")
+    inset = axes[0, 0].inset_axes((0, 0.78, 1, 0.4))
+    inset.imshow(image)
     inset.axis("off")
     return fig
 
 
 def kept_maps(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
-    """A panel for each of `measures` (column -> label) over the units, one line for each network in `table`."""
-    fig, axes = plt.subplots(1, len(measures), figsize=(12, 4))
+    """A panel for each of `measures` (column -> label) over the units: each network in `table` relative to the one before."""
+    fig, axes = plt.subplots(1, len(measures), figsize=(12, 4.2))
     for ax, (column, label) in zip(axes, measures.items()):
         sns.lineplot(table, x="unit", y=column, hue="network", style="network", markers=True, dashes=False, ax=ax)
-        ax.set(ylabel=label, ylim=(0, None))
+        ax.axhline(1, color="0.3", linewidth=1, zorder=1)
+        ax.set(title=label, xlabel="unit", ylabel="× before" if ax is axes[0] else "", xticks=range(0, len(table.unit.unique()), 2))
         ax.get_legend().remove()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -274,10 +277,27 @@ def widths_before_after(before: Sequence[int], after: Sequence[int], paper_after
     ax.bar(units, before, color="0.85", edgecolor="0.6", label="before")
     ax.bar(units, after, color=blue, label="after")
     for i, (b, a) in enumerate(zip(before, after)):
-        ax.text(i, b, f"{a / b:.0%}", ha="center", va="bottom", fontsize=10)
+        ax.annotate(f"{a / b:.0%}", (i, b), (0, 5), textcoords="offset points", ha="center", fontsize=10)
     if paper_after is not None:
         ax.plot(units, paper_after, label="paper, after", **PAPER_STYLE)
     ax.set(xticks=units, xlabel="unit (the percentages are the shares kept)", ylabel="channels of the expansion")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper left")
+    return fig
+
+
+def unit_costs(costs: pd.DataFrame) -> Figure:
+    """Parameters and the paper's FLOPs of stem, units and head, stacked by layer; `costs`: the rows of `layer_costs`."""
+    part, number, layer = (costs["name"].str.split(".").str[i] for i in range(3))
+    place = number.where(part == "units", part.replace("classifier", "linear"))
+    layer = layer.where(part == "units", "data")
+    roles = {"expand": "1×1 expansion", "depthwise": "depthwise", "se": "SE", "project": "1×1 projection", "data": "not a unit"}
+    fig, axes = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True)
+    for ax, column, scale, label in zip(axes, ("parameters", "flops"), (1e3, 1e6), ("parameters (10³)", "FLOPs (10⁶)")):
+        table = (costs[column] / scale).groupby([place, layer]).sum().unstack().loc[place.unique(), list(roles)]
+        table.plot.bar(stacked=True, ax=ax, color=[COLORS[r] for r in roles], edgecolor="0.3", width=0.8, legend=False)
+        ax.set(ylabel=label, xlabel="unit")
+        ax.grid(axis="x", visible=False)
+    axes[0].legend(roles.values(), loc="upper left")
+    axes[1].tick_params(axis="x", rotation=0)
     return fig
