@@ -255,7 +255,7 @@ def kept_maps(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     for ax, (column, label) in zip(axes, measures.items()):
         sns.lineplot(table, x="unit", y=column, hue="network", style="network", markers=True, dashes=False, ax=ax)
         ax.axhline(1, color="0.3", linewidth=1, zorder=1)
-        ax.set(title=label, xlabel="unit", ylabel="× before" if ax is axes[0] else "", xticks=range(0, len(table.unit.unique()), 2))
+        ax.set(title=label, xlabel="unit", ylabel="× before" if ax is axes[0] else "", xticks=range(0, 15, 2))
         ax.get_legend().remove()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
@@ -289,15 +289,14 @@ def widths_before_after(before: Sequence[int], after: Sequence[int], paper_after
 def unit_costs(costs: pd.DataFrame) -> Figure:
     """Parameters and the paper's FLOPs of stem, units and head, stacked by layer; `costs`: the rows of `layer_costs`."""
     part, number, layer = (costs["name"].str.split(".").str[i] for i in range(3))
-    place = number.where(part == "units", part.replace("classifier", "linear"))
+    place = number.where(part == "units", part.replace("classifier", "fc"))
     layer = layer.where(part == "units", "data")
     roles = {"expand": "1×1 expansion", "depthwise": "depthwise", "se": "SE", "project": "1×1 projection", "data": "not a unit"}
-    fig, axes = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True)
+    fig, axes = plt.subplots(2, 1, figsize=(9, 5.6))
     for ax, column, scale, label in zip(axes, ("parameters", "flops"), (1e3, 1e6), ("parameters (10³)", "FLOPs (10⁶)")):
         table = (costs[column] / scale).groupby([place, layer]).sum().unstack().loc[place.unique(), list(roles)]
-        table.plot.bar(stacked=True, ax=ax, color=[COLORS[r] for r in roles], edgecolor="0.3", width=0.8, legend=False)
-        ax.set(ylabel=label, xlabel="unit")
+        table.plot.bar(stacked=True, ax=ax, color=[COLORS[r] for r in roles], edgecolor="0.3", width=0.8, rot=0, legend=False)
+        ax.set(ylabel=label, xlabel="" if ax is axes[0] else "unit", ylim=(0, 1.05 * table.sum(axis=1).max()))
         ax.grid(axis="x", visible=False)
     axes[0].legend(roles.values(), loc="upper left")
-    axes[1].tick_params(axis="x", rotation=0)
     return fig
