@@ -1,8 +1,11 @@
 """python -m mnv3nb figures | grid | prune | export"""
 
 import argparse
+import os
 import signal
 import sys
+
+import torch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--image-size", type=int, help="pixels; default: the size it was trained at")
 
     options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("MNV3NB_WORKERS", str(min(8, os.cpu_count() or 1)))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return {"figures": _figures, "grid": _grid, "prune": _prune, "export": _export}[options.command](options)

@@ -1,5 +1,6 @@
 """A run is a config and the folder it names: trained once, found again, continued after a kill, parents before children."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from .model import MobileNetV3Large, batch_norms
 from .pruning import keep_masks, prune
 from .training import TrainConfig, evaluate, pick_device, train
 
+WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
 FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors")
 
 
@@ -142,34 +145,58 @@ class Runs:
     def run_grid(self, configs: Iterable[RunConfig], executor: Executor | None = None) -> list[Run]:
         """`run` for each config, in order; parents come first, every run is trained once.
 
-        `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster) that sees the same folders; None = here.
-        A run that diverges does not stop the rest: RuntimeError at the end lists all that failed.
+        `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster) that sees the same folders. None: here,
+        one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster than one
+        process of many threads. A run that diverges does not stop the rest: RuntimeError at the end lists all that failed.
         """
         configs = list(configs)
         plan = self.plan(configs)
-        failed: dict[str, str] = {}
-        start = time.perf_counter()
-        for depth in sorted({_depth(c) for c in plan}):
-            level = [c for c in plan if _depth(c) == depth]
-            if executor:
-                futures = [executor.submit(_run_elsewhere, self, c) for c in level]
-            for n, c in enumerate(level):
-                try:
-                    run = futures[n].result() if executor else self.run(c)
-                except FloatingPointError as error:
-                    failed[c.key] = f"{c.label}: {error}"
-                    continue
-                if self.progress:
-                    done = plan.index(c) + 1
-                    left = (time.perf_counter() - start) / done * (len(plan) - done)
-                    seconds = run.result["seconds"]
-                    print(
-                        f"run {done}/{len(plan)} {c.key} {c.label}: {run.accuracy:.2%}, {seconds:.0f} s; about {left:.0f} s left",
-                        flush=True,
-                    )
+        workers = min(int(os.environ.get("MNV3NB_WORKERS", "1")), len(plan))
+        with contextlib.ExitStack() as stack:
+            if executor is None and workers > 1 and sum(map(_work, plan)) > WORTH_A_PROCESS:
+                pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+                executor = stack.enter_context(pool)
+            failed = self._work_through(plan, executor)
         if failed:
             raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
         return [self.run(c) for c in configs]
+
+    def _work_through(self, plan: list[RunConfig], executor: Executor | None) -> dict[str, str]:
+        waiting, running, failed = {c.key: c for c in plan}, {}, {}
+        start, done = time.perf_counter(), 0
+        while waiting or running:
+            busy = {c.key for c in running.values()} | set(waiting)
+            for config in list(waiting.values()):
+                parent = config.parent.key if config.parent else None
+                if parent in failed:
+                    failed[config.key] = f"{config.label}: its parent failed"
+                    del waiting[config.key]
+                elif parent not in busy and (executor or not running):
+                    running[self._submit(config, executor)] = waiting.pop(config.key)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                config = running.pop(future)
+                done += _work(config)
+                try:
+                    run = future.result()
+                except FloatingPointError as error:
+                    failed[config.key] = f"{config.label}: {error}"
+                    continue
+                if self.progress:
+                    left = (time.perf_counter() - start) * (sum(map(_work, plan)) / done - 1)
+                    number = len(plan) - len(waiting) - len(running)
+                    text = f"run {number}/{len(plan)} {run.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
+                    print(f"{text}; about {left:.0f} s left", flush=True)
+        return failed
+
+    def _submit(self, config: RunConfig, executor: Executor | None) -> Future:
+        if executor:
+            return executor.submit(_run_elsewhere, self, config)
+        future = Future()
+        try:
+            future.set_result(self.run(config))
+        except FloatingPointError as error:
+            future.set_exception(error)
+        return future
 
     def plan(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
         """The runs still to train for `configs`, each once, parents before children."""
@@ -338,8 +365,9 @@ def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:
     return Runs(runs.folder, runs.recorded, runs.device, progress=False).run(config)
 
 
-def _depth(config: RunConfig) -> int:
-    return 0 if config.parent is None else 1 + _depth(config.parent)
+def _work(config: RunConfig) -> int:
+    """Images to train on, about: what the time left is reckoned by."""
+    return max(1, config.train.epochs) * len(_data(config).train_images)
 
 
 def _write_metrics(path: Path, history: list[dict]) -> None:
