@@ -85,6 +85,7 @@ def _grid(options) -> int:
     runs = Runs(device=options.device)
     missing = runs.plan(configs)
     print(f"{len(missing)} run(s) missing of {len({c.key for c in configs})}; profile {profile.name}, seed {options.seed}")
+    print(f"expected here: about {runs.expected_seconds(configs) / 60:.1f} min; stop at any time, the same command goes on")
     for config in missing:
         print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
     if not options.dry_run:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from multiprocessing import get_context
@@ -212,6 +212,20 @@ class Runs:
             add(config)
         return list(missing.values())
 
+    def expected_seconds(self, configs: Iterable[RunConfig]) -> float:
+        """How long the missing runs among `configs` will take here, reckoned from a few real steps of the first of them."""
+        plan = self.plan(configs)
+        if not plan:
+            return 0.0
+        first, data = plan[0].train, _data(plan[0])
+        count = min(len(data.train_images), 4 * first.batch_size)
+        few = replace(data.subset(count), test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+        model = _fresh(first, len(data.classes))
+        for _ in range(2):  # the first time warms up
+            row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
+        workers = int(os.environ.get("MNV3NB_WORKERS", "1"))
+        return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (min(workers, len(plan)) - 1))
+
     def record(self, config: RunConfig, model: bool = False) -> Run:
         """Copy a finished run to `recorded`, for shipping: without its network or, with `model=True`, half as large.
 
@@ -366,8 +380,9 @@ def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:
 
 
 def _work(config: RunConfig) -> int:
-    """Images to train on, about: what the time left is reckoned by."""
-    return max(1, config.train.epochs) * len(_data(config).train_images)
+    """Images to train on, one to test on counted as a third: what the time left is reckoned by."""
+    data = _data(config)
+    return max(1, config.train.epochs) * (len(data.train_images) + len(data.test_images) // 3)
 
 
 def _write_metrics(path: Path, history: list[dict]) -> None:
