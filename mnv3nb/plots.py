@@ -1,6 +1,7 @@
 """One function a figure, one house style, and one way to save and caption what a notebook shows."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -99,21 +100,23 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 def cost_table(runs: Iterable[Run], num_classes: int = 10) -> pd.DataFrame:
     """The columns of Tables 3, 4 and 6, one row a pruned run: accuracies in %, FLOPs at the paper's 224 pixels."""
-    rows, costs = [], []
-    for run in (None, *runs):
-        with torch.device("meta"):
-            shape = (run.result["widths"], run.result["squeeze"]) if run else ()
-            model = MobileNetV3Large(num_classes, *shape)
-        costs.append((count_parameters(model), count_flops(model)))
-        if run:
-            prune, (parameters, flops) = run.config.prune, costs[-1]
-            rows.append({
-                "rate": prune.rate, "criterion": prune.criterion, "seed": run.config.parent.train.seed,
-                "tuning_seed": run.config.train.seed, "accuracy_before_pct": 100 * run.result["accuracy_before"],
-                "accuracy_pct": 100 * run.accuracy, "parameters_m": parameters / 1e6, "flops_m": flops / 1e6,
-                "fewer_parameters_pct": 100 * (1 - parameters / costs[0][0]), "fewer_flops_pct": 100 * (1 - flops / costs[0][1]),
-            })  # fmt: skip
+    rows, dense = [], _costs(num_classes)
+    for run in runs:
+        prune, costs = run.config.prune, _costs(num_classes, tuple(run.result["widths"]), tuple(run.result["squeeze"]))
+        rows.append({
+            "rate": prune.rate, "criterion": prune.criterion, "seed": run.config.parent.train.seed,
+            "tuning_seed": run.config.train.seed, "accuracy_before_pct": 100 * run.result["accuracy_before"],
+            "accuracy_pct": 100 * run.accuracy, "parameters_m": costs[0] / 1e6, "flops_m": costs[1] / 1e6,
+            "fewer_parameters_pct": 100 * (1 - costs[0] / dense[0]), "fewer_flops_pct": 100 * (1 - costs[1] / dense[1]),
+        })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+@lru_cache
+def _costs(num_classes: int, *shape: tuple[int, ...]) -> tuple[int, int]:
+    with torch.device("meta"):
+        model = MobileNetV3Large(num_classes, *shape)
+    return count_parameters(model), count_flops(model)
 
 
 def widths_chart(widths: Sequence[int], published: pd.DataFrame = paper.TABLE_5) -> Figure:
@@ -167,7 +170,7 @@ def rate_curve(
             ax.axvspan(100 * collapse, rates.max() + 2, color="0.9", zorder=0, label=label)
     axes["after"].set(ylabel="test accuracy (%)", title="after fine-tuning")
     axes["both"].set(ylabel="test accuracy (%)", ylim=(0, 103), title="before and after")
-    axes["cost"].set(ylabel="left of the dense network (%)", ylim=(0, 103), title="costs")
+    axes["cost"].set(ylabel="left of dense (%)", ylim=(0, 103), title="costs")
     for name, ax in axes.items():
         ax.legend(fontsize=10, ncols=2 if name == "after" else 1, loc="best" if name == "after" else "lower left")
     return fig
@@ -189,6 +192,7 @@ def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> 
             ax.plot(rows[column], [y] * len(rows), "o", color=color, alpha=0.35, markersize=5)
             ax.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="D", color=color, capsize=4, markersize=7, zorder=3)
         ax.set(title=title, xlabel="test accuracy (%)")
+    axes[1].set_xlim(0, 103)
     for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
         axes[0].axvline(value, linestyle=style, color=color, label=name)
     axes[0].set_yticks(range(len(order)), order)

@@ -53,6 +53,13 @@ def threshold(scores: Sequence[Tensor], rate: float) -> float:
     return float(flat.sort().values[int(len(flat) * rate)])
 
 
+def emptied_at(scores: Sequence[Tensor]) -> list[float]:
+    """The rate at which the global ranking takes each layer's last filter; the network breaks at the least (paper: 70 %)."""
+    flat = _flatten(scores, 0)
+    place = flat.argsort(stable=True).argsort()  # of each filter in the order in which they go
+    return [int(part.max()) / len(flat) for part in place.split([len(s) for s in scores])]
+
+
 def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "paper") -> MobileNetV3Large:
     """A new network with only the expansion filters that `masks` keep; `model` is untouched, kept weights are copies.
 
@@ -82,7 +89,9 @@ def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "pape
             state[f"units.{i}.se.fc1.weight"], state[f"units.{i}.se.fc2.weight"] = down[best], up[:, best]
             state[f"units.{i}.se.fc1.bias"] = state[f"units.{i}.se.fc1.bias"][best]
             state[f"units.{i}.se.fc2.bias"] = state[f"units.{i}.se.fc2.bias"][mask]
-    small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    # contiguous: a slice along dim 1 comes transposed, and would not compute to the same bits as its stored copy
+    copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    small.load_state_dict(copies, assign=True)
     return small.train(model.training)
 
 
