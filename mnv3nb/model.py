@@ -64,12 +64,19 @@ class MobileNetV3Large(nn.Module):
     """MobileNetV3-Large of the paper: 4 215 130 parameters for 10 classes (Table 3), 4 330 420 for 100 (Table 6).
 
     `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
-    where the unit has SE and 0 elsewhere (None: `squeeze_widths(widths)`). Input (N, 3, H, W) floats as
+    where the unit has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: γ of every BatchNorm at the start
+    (network slimming takes 0.5). Input (N, 3, H, W) floats as
     `mnv3nb.data.to_input` makes them, H and W ≥ 32 advised; output (N, num_classes) logits.
     Raises ValueError for a list of another length or a width out of range.
     """
 
-    def __init__(self, num_classes: int = 10, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None):
+    def __init__(
+        self,
+        num_classes: int = 10,
+        widths: Sequence[int] | None = None,
+        squeeze: Sequence[int] | None = None,
+        gamma_init: float = 1.0,
+    ):
         super().__init__()
         self.num_classes = _whole("num_classes", [num_classes], 1)[0]
         self.widths = _whole("widths", DENSE_WIDTHS if widths is None else widths, 15)
@@ -87,6 +94,8 @@ class MobileNetV3Large(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, gamma_init)
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 import torchvision
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
 from .complexity import count_parameters
 from .config import FORMAT, RunConfig
 from .data import CHECKSUMS, Dataset, data_checksum, default_home, load_dataset, to_input
 from .importance import NEEDS_DATA, filter_sparsity, score
-from .model import MobileNetV3Large, batch_norms
+from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
 from .training import TrainConfig, evaluate, pick_device, train
 
@@ -369,10 +369,7 @@ def _data(config: RunConfig) -> Dataset:
 def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MobileNetV3Large(num_classes, widths, squeeze)
-    for bn in batch_norms(model):
-        nn.init.constant_(bn.weight, config.gamma_init)
-    return model
+        return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
 
 
 def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:

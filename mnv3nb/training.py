@@ -27,7 +27,7 @@ class TrainConfig:
     `lam`: λ ≥ 0 on the γ of `penalized` BatchNorms ("all" or "expansion"), 0 = off. `penalty`: "subgradient" adds
     λ·sign(γ) to the gradient (network slimming), "proximal" shrinks |γ| by lr·λ after the step, "l2" adds λ·γ (Adam's
     weight_decay). `schedule`: "cosine" anneals `lr` to 0 by step, "cosine_epoch" by epoch, "constant" not at all.
-    `gamma_init`: γ at the start of a network with random weights. `augment`: see `mnv3nb.data.batches`.
+    `gamma_init`: of the network that a run starts with, see `MobileNetV3Large`. `augment`: see `mnv3nb.data.batches`.
     """
 
     epochs: int = 25
