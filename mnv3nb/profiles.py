@@ -19,6 +19,8 @@ class Profile:
     `sparse`: training from random weights, before λ is set; `lams`: the five λ of Figure 6; `lam`: the one chosen, whose
     network is pruned; `huge_lam`: one too large. `finetune`: after pruning; `rates`: Table 3's curve, `collapse`: beyond
     it. `repeats`: fine-tunings with different seeds of one parent in Table 4. `second`: the data set of Table 6.
+    `lone`, `lone_steps` an epoch, `lone_gammas`: γ that only the penalty moves, with the paper's Adam, λ and epochs;
+    `lone_proximal_lam`: a λ at which the proximal step gets somewhere.
     `judges_accuracy`: whether the paper's accuracies are this profile's targets. `minutes`: expected on 2 CPU cores.
     """
 
@@ -36,6 +38,10 @@ class Profile:
     second: str | None = None
     second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     train_images: int | None = None
+    lone: TrainConfig = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
+    lone_steps: int = 100
+    lone_gammas: int = 256
+    lone_proximal_lam: float = 0.1
     judges_accuracy: bool = False
     minutes: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -115,7 +121,8 @@ _TENS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _SMOKE = {"epochs": 1, "batch_size": 64}
 _ALL = (
     Profile("smoke", "digits", replace(_DIGITS, **_SMOKE), replace(_DIGITS_TUNE, **_SMOKE), **_LOCAL,
-            rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128),
+            rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128,
+            lone=TrainConfig(epochs=20, lr=1e-2, lam=1e-5)),
     Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9)),
     Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=4, lr=1e-3), **_LOCAL, rates=_TENS, collapse=(0.7,), repeats=1,
             train_images=10_000),
