@@ -10,6 +10,7 @@ from .pruning import SQUEEZES
 from .training import TrainConfig
 
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
+_LONE = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Profile:
     second: str | None = None
     second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     train_images: int | None = None
-    lone: TrainConfig = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
+    lone: TrainConfig = _LONE
     lone_steps: int = 100
     lone_gammas: int = 256
     lone_proximal_lam: float = 0.1
@@ -122,7 +123,7 @@ _SMOKE = {"epochs": 1, "batch_size": 64}
 _ALL = (
     Profile("smoke", "digits", replace(_DIGITS, **_SMOKE), replace(_DIGITS_TUNE, **_SMOKE), **_LOCAL,
             rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128,
-            lone=TrainConfig(epochs=20, lr=1e-2, lam=1e-5)),
+            lone=replace(_LONE, epochs=20, lr=1e-2)),
     Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9)),
     Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=4, lr=1e-3), **_LOCAL, rates=_TENS, collapse=(0.7,), repeats=1,
             train_images=10_000),
