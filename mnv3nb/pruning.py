@@ -89,9 +89,7 @@ def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "pape
             state[f"units.{i}.se.fc1.weight"], state[f"units.{i}.se.fc2.weight"] = down[best], up[:, best]
             state[f"units.{i}.se.fc1.bias"] = state[f"units.{i}.se.fc1.bias"][best]
             state[f"units.{i}.se.fc2.bias"] = state[f"units.{i}.se.fc2.bias"][mask]
-    # contiguous: a slice along dim 1 comes transposed, and would not compute to the same bits as its stored copy
-    copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    small.load_state_dict(copies, assign=True)
+    small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     return small.train(model.training)
 
 
