@@ -119,8 +119,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if config.lam and config.penalty != "proximal":
-                pull = torch._foreach_sign(gammas) if config.penalty == "subgradient" else gammas
-                torch._foreach_add_([g.grad for g in gammas], [p.detach() for p in pull], alpha=config.lam)
+                with torch.no_grad():
+                    pull = torch._foreach_sign(gammas) if config.penalty == "subgradient" else gammas
+                    torch._foreach_add_([g.grad for g in gammas], pull, alpha=config.lam)
             optimizer.step()
             if config.lam and config.penalty == "proximal":
                 _soft_threshold(gammas, lr * config.lam)
