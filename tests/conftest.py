@@ -1,0 +1,50 @@
+"""Shared fixtures. One thread and the CPU, so that the same seeds give the same bits; nothing is written to the checkout."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from support import lively
+
+from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1"}
+for name in ("MNV3NB_DATA", "MNV3NB_MIRROR"):
+    os.environ.pop(name, None)
+torch.set_num_threads(1)
+settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", max_examples=1000, deadline=None, print_blob=True)  # pytest --hypothesis-profile=explore
+settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """`$MNV3NB_HOME` of all tests and of the processes that they start."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNV3NB_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def dense() -> MobileNetV3Large:
+    return lively()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def tiny(digits) -> Dataset:
+    """48 images to train on, 24 to test on."""
+    return Dataset(
+        digits.train_images[:48], digits.train_labels[:48], digits.test_images[:24], digits.test_labels[:24], digits.classes
+    )
+
+
+@pytest.fixture(scope="session")
+def table5() -> tuple[int, ...]:
+    return tuple(paper.TABLE_5.after.tolist())

@@ -1,0 +1,80 @@
+"""What several test files share: networks with a past, random masks, and work done in other processes."""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+from hypothesis import strategies as st
+
+from mnv3nb import DENSE_WIDTHS, MobileNetV3Large
+from mnv3nb.model import batch_norms
+from mnv3nb.runs import RunConfig, Runs
+from mnv3nb.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+# 3 steps an epoch on 8×8 images: a real training that takes a third of a second an epoch
+TINY = TrainConfig(epochs=2, batch_size=16, image_size=8, lr=3e-3, lam=1e-3, gamma_init=0.5)
+
+
+def tiny_run(**changes) -> RunConfig:
+    return RunConfig("digits", TrainConfig(**{**TINY.__dict__, **changes}), train_images=48)
+
+
+def lively(seed: int = 0, **arguments) -> MobileNetV3Large:
+    """A network in eval mode whose BatchNorms and biases are not at their starting values, as after a training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MobileNetV3Large(**arguments)
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight.copy_(torch.randn(bn.weight.shape, generator=generator))
+            bn.bias.copy_(0.3 * torch.randn(bn.bias.shape, generator=generator))
+            bn.running_mean.copy_(0.3 * torch.randn(bn.bias.shape, generator=generator))
+            bn.running_var.copy_(0.5 + torch.rand(bn.bias.shape, generator=generator))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") and ("se." in name or "classifier" in name):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+# what `random_masks` takes: a seed and, for each unit, the share of filters that stay
+cuts = st.tuples(st.integers(0, 2**31), st.lists(st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)), min_size=15, max_size=15))
+
+
+def random_masks(cut: tuple[int, list[float]], widths: tuple[int, ...] = DENSE_WIDTHS) -> list[torch.Tensor]:
+    """Random keep masks, one a unit, from a single filter left to all of them."""
+    generator = torch.Generator().manual_seed(cut[0])
+    masks = [torch.rand(width, generator=generator) < share for width, share in zip(widths, cut[1])]
+    for mask in masks:
+        mask[int(torch.randint(len(mask), (), generator=generator))] = True
+    return masks
+
+
+def same_tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return one.keys() == two.keys() and all(
+        a.dtype == two[k].dtype and a.shape == two[k].shape and a.numpy().tobytes() == two[k].numpy().tobytes()
+        for k, a in one.items()
+    )
+
+
+def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of every file below `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def context() -> multiprocessing.context.BaseContext:
+    """Processes that start in milliseconds, forked from a server which has torch loaded and has trained nothing."""
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["support", "sklearn.datasets"])
+    return forkserver
+
+
+def train_run(folder: Path, config: RunConfig, errors: Path) -> None:
+    """What such a process does: one run, what it says on stderr kept in `errors`."""
+    torch.set_num_threads(1)
+    with open(errors, "a", buffering=1) as sys.stderr:
+        Runs(folder, folder / "none").run(config)
