@@ -1,13 +1,18 @@
 """Figures 1 to 5, drawn from live modules: shapes, widths and counts are the network's own, never typed in."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
-from torch import nn
+from torch import Tensor, nn
 
 from .complexity import count_parameters, layer_costs
 from .model import MobileNetV3Large
+from .pruning import threshold
+from .runs import Run
 
 # fill colours by role; pale enough for black text, and apart from each other in grey
 COLORS = {
@@ -160,6 +165,78 @@ def bottleneck_drawing(model: MobileNetV3Large, unit: int = 4) -> Figure:
     for y, name in ((0.5, "unit"), (0.3, "SE"), (0.1, "shortcut")):
         ax.text(0.08, y, name, va="center", fontsize=10)
     return fig
+
+
+def method_drawing(sparse: Run, tuned: Run) -> Figure:
+    """Figure 4: the method's steps, with the numbers of a `sparse` run and of `tuned`, its network pruned and fine-tuned."""
+    rate, (dense, left) = tuned.config.prune.rate, (sum(run.result["widths"]) for run in (sparse, tuned))
+    t, (large, small) = threshold(sparse.importance, rate), (run.result["parameters"] / 1e6 for run in (sparse, tuned))
+    before, after, train, tune = tuned.result["accuracy_before"], tuned.accuracy, sparse.config.train, tuned.config.train
+    texts = (
+        f"cross-entropy + λ·Σ|γ|\nλ = {train.lam:g}, epochs: {train.epochs}\n{sparse.accuracy:.1%} right",
+        f"m = |γ|·S (Eq. 5)\n{_spaced(dense)} filters of 15 units\nin one order",
+        f"m ≤ t = {t:.2g} at {rate:.0%}\n{_spaced(left)} filters stay\n{large:.2f} M → {small:.2f} M parameters",
+        f"cross-entropy alone\nepochs: {tune.epochs}\n{before:.1%} → {after:.1%} right",
+    )
+    titles, kinds = ("Train sparsely", "Rank", "Zero and delete", "Fine-tune"), ("expand", "se", "cut", "project")
+    fig, ax = canvas(10, 4.3)
+    for i, (title, kind, text) in enumerate(zip(titles, kinds, texts)):
+        box(ax, 1.3 + 2.47 * i, 3.4, text, kind, (2.14, 0.95))
+        ax.text(1.3 + 2.47 * i, 3.98, f"{i + 1}  {title}", ha="center", va="bottom", fontsize=12, weight="bold")
+        if i:
+            arrow(ax, (2.47 * i - 0.1, 3.4), (2.47 * i + 0.23, 3.4))
+    low, axes = 1e-12, [fig.add_axes((0.07 + 0.247 * i, 0.13, 0.163, 0.46)) for i in range(4)]
+    gamma, m = (torch.cat(scores).abs().clamp(min=low) for scores in (sparse.gamma, sparse.importance))
+    axes[0].hist(gamma, np.geomspace(low, max(1.0, float(gamma.max())), 40), color="0.45")
+    axes[0].set(xscale="log", xlabel="|γ|", ylabel="filters")
+    share, m = 100 * np.arange(dense) / dense, m.sort().values
+    axes[1].plot(share, m, color="0.25")
+    axes[1].fill_between(share, m, low, where=m <= max(t, low), color=COLORS["cut"])
+    axes[1].set(yscale="log", ylim=(low, max(1.0, float(m[-1]))), xlabel="filters, ranked (%)", ylabel="m (red: goes)")
+    for run, color in ((sparse, COLORS["cut"]), (tuned, "0.45")):
+        axes[2].bar(range(15), run.result["widths"], color=color)
+    axes[2].set(xlabel="unit", ylabel="filters (red: gone)")
+    axes[3].plot(range(tune.epochs + 1), [100 * row["test_accuracy"] for row in tuned.history], ".-", color="0.25")
+    axes[3].set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 103))
+    for panel in axes:
+        panel.tick_params(labelsize=8)
+        panel.grid(visible=False)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.label.set_size(9)
+    return fig
+
+
+def cut_drawing(before: MobileNetV3Large, after: MobileNetV3Large, mask: Tensor, unit: int, window: tuple = (48, 25)) -> Figure:
+    """Figure 5: what goes from one unit (red), and what is left: |weight|, a row a channel of its expansion.
+
+    `after` is `before` pruned; `mask` (width,) says which channels of `unit` stay. Drawn are the first `window` rows and
+    columns of each layer's weights.
+    """
+    names = ["1×1 expansion", "depthwise", *["SE squeeze", "SE excite"] * bool(before.squeeze[unit]), "1×1 projection"]
+    rows, kept = mask[: window[0]].numpy(), int(mask[: window[0]].sum())
+    sides = [_matrices(net.units[unit]) for net in (before, after)]
+    fig, axes = plt.subplots(2, len(names), figsize=(9, 5.6), width_ratios=[min(m.shape[1], window[1]) for m in sides[0]],
+                             height_ratios=(len(rows), max(1, kept)))  # fmt: skip
+    for (top, bottom), name, whole, rest in zip(axes.T, names, *sides):
+        part = whole[: window[0], : window[1]]
+        columns = (rest[:kept, :, None] == part[rows][:, None]).all(0).any(0)  # SE loses inner units as well
+        red = np.where(rows[:, None] & columns, np.nan, 1.0)
+        for ax, drawn, sized in ((top, part, whole), (bottom, part[rows][:, columns], rest)):
+            ax.imshow(drawn, cmap="Greys", vmin=0, vmax=np.quantile(part, 0.98), aspect="auto", interpolation="nearest")
+            ax.set(xticks=[], yticks=[], xlabel=f"{sized.shape[0]} × {sized.shape[1]}", xlim=(-0.5, part.shape[1] - 0.5))
+            ax.grid(visible=False)
+        top.imshow(red, cmap=ListedColormap([COLORS["cut"]]), aspect="auto", interpolation="nearest")
+        top.set_title(name, fontsize=11)
+    for ax, text, net in zip(axes[:, 0], ("before", "after"), (before, after)):
+        ax.set_ylabel(f"{text}: {net.widths[unit]}", fontsize=11)
+    return fig
+
+
+def _matrices(unit: nn.Module) -> list[np.ndarray]:
+    """|weights| of a unit's layers, each (channels of the expansion, the rest)."""
+    se = [unit.se.fc1.weight.movedim(0, 1), unit.se.fc2.weight] if hasattr(unit.se, "fc1") else []
+    weights = [unit.expand[0].weight, unit.depthwise[0].weight, *se, unit.project[0].weight.movedim(0, 1)]
+    return [w.detach().flatten(1).abs().numpy() for w in weights]
 
 
 def _profile(unit: nn.Module) -> list[tuple[int, int, str]]:
