@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     prune.add_argument("model", help="a .safetensors file")
     prune.add_argument("--rate", type=float, required=True)
     prune.add_argument("--criterion", default="gamma_sparsity")
-    prune.add_argument("--multiple-of", type=int, default=1)
+    prune.add_argument("--multiple-of", type=int, default=1, help="widths that fast kernels take; 16 is a good choice")
+    prune.add_argument("--budget", help="filters, parameters or flops: what aligned widths may not cost more of")
+    prune.add_argument("--fold-bias", action="store_true", help="keep the constants of removed channels; for use as it is")
     prune.add_argument("--out", required=True, help="a .safetensors file")
 
     export = commands.add_parser("export", help="write a stored network as ONNX", allow_abbrev=False)
@@ -98,14 +100,17 @@ def _grid(options) -> int:
 
 
 def _prune(options) -> int:
-    from .checkpoint import load_model, save_model
+    from .checkpoint import check_ending, load_model, save_model
     from .complexity import count_flops, count_parameters
     from .importance import score
     from .pruning import keep_masks, prune
 
+    check_ending(options.out, ".safetensors")
     model = load_model(options.model)
-    small = prune(model, keep_masks(score(model, options.criterion), options.rate, options.multiple_of))
-    save_model(small, options.out, **model.metadata, pruned={"rate": options.rate, "criterion": options.criterion})
+    masks = keep_masks(score(model, options.criterion), options.rate, options.multiple_of, budget=options.budget)
+    small = prune(model, masks, fold_bias=options.fold_bias, image_size=model.metadata.get("image_size", 224))
+    pruned = {"rate": options.rate, "criterion": options.criterion}
+    save_model(small, options.out, **(model.metadata | {"pruned": pruned}))
     for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
         print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
     print(f"widths: {' '.join(map(str, small.widths))}\nwritten: {options.out}; fine-tune it before use")
@@ -113,8 +118,9 @@ def _prune(options) -> int:
 
 
 def _export(options) -> int:
-    from .checkpoint import export_onnx, load_model
+    from .checkpoint import check_ending, export_onnx, load_model
 
+    check_ending(options.out, ".onnx")
     model = load_model(options.model)
     size = options.image_size or model.metadata.get("image_size")
     if not size:

@@ -93,7 +93,7 @@ def save_model(model: MobileNetV3Large, path: str | os.PathLike, half: bool = Fa
     `half=True` stores convolution and linear weights in fp16 and all else in fp32: γ of 1e-10 would be 0 in fp16, and
     with it the ranking. The expansions are rounded so that every S (Eq. 3), and so every mask, stays what it was.
     """
-    _check_ending(path, ".safetensors")
+    check_ending(path, ".safetensors")
     tensors = dict(model.state_dict())
     if half:
         tensors = {k: _to_half(v, ".expand." in k) if v.ndim > 1 else v for k, v in tensors.items()}
@@ -125,7 +125,7 @@ def export_onnx(model: MobileNetV3Large, path: str | os.PathLike, image_size: in
 
     The batch is dynamic. Needs the packages onnx and onnxscript. Raises ValueError for another ending than .onnx.
     """
-    _check_ending(path, ".onnx")
+    check_ending(path, ".onnx")
     x = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
     program = torch.onnx.export(
         model.eval(), (x,), dynamo=True, opset_version=18, verbose=False, input_names=["images"],
@@ -159,6 +159,6 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _check_ending(path: str | os.PathLike, ending: str) -> None:
+def check_ending(path: str | os.PathLike, ending: str) -> None:
     if not os.fspath(path).endswith(ending):
         raise ValueError(f"the path must end in {ending}, got {os.fspath(path)!r}")

@@ -1,29 +1,41 @@
 """Scores -> one global threshold -> keep masks -> a new, smaller dense network (Algorithm 1, steps 3 to 6)."""
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .model import MobileNetV3Large, squeeze_widths
+from .model import DENSE_WIDTHS, STEM, UNITS, InvertedResidual, MobileNetV3Large, make_divisible, squeeze_widths
 
 SQUEEZES = ("paper", "keep")
+COSTS = ("filters", "parameters", "flops")
 
 
-def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1) -> list[Tensor]:
+def keep_masks(
+    scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1, budget: str | None = None
+) -> list[Tensor]:
     """Which filters stay when the share `rate` of all of them, ranked together, is removed: one bool tensor a layer.
 
     Rate 0 keeps all; else the first int(total·rate) + 1 of a stable ascending sort of all scores go (ties by layer, then
     index): for distinct scores that is "keep m > t" with t = `threshold(scores, rate)`, and 2 507 of 5 016 stay at 0.5
     (Table 5). A layer left with less than `min_width` keeps its best `min_width`; with `min_width=0` an emptied layer
     is an error, the paper's collapse at 70 %. `multiple_of=k` then moves each width to the nearest multiple of k (at
-    least k, at most the largest within the layer; a layer narrower than k stays whole), best scores first.
-    Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, or an emptied layer.
+    least k, at most the largest within the layer; a layer narrower than k stays whole), best scores first. Rounding may
+    cost more than was asked for: with `budget` "filters", "parameters" or "flops" the multiples of k are instead chosen by
+    `fit_widths` to keep the highest total score at no more of it than the widths before rounding.
+    Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, an emptied layer, a `multiple_of` larger
+    than every layer, or a budget too small for the multiples.
     """
     flat = _flatten(scores, rate)
     for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+    if multiple_of > (widest := max(map(len, scores))):
+        raise ValueError(f"multiple_of={multiple_of} is larger than every layer: the widest has {widest} filters")
     keep = torch.ones(len(flat), dtype=torch.bool)
     if rate > 0:
         keep[flat.argsort(stable=True)[: int(len(flat) * rate) + 1]] = False
@@ -34,7 +46,74 @@ def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_
             f"rate {rate} removes every filter of unit(s) {empty}: the network breaks; prune less or set min_width ≥ 1"
         )
     widths = [max(width, min(min_width, len(s))) for width, s in zip(widths, scores)]
+    if budget is not None:
+        dense = [len(s) for s in scores]
+        limit = sum(table[width] for table, width in zip(unit_costs(budget, dense), widths))
+        tables = unit_costs(budget, dense, multiple_of)
+        wide = [{w: c for w, c in t.items() if w >= min(min_width, max(t))} for t in tables]
+        return top_masks(scores, fit_widths(scores, wide, limit))
     return top_masks(scores, [_align(width, len(s), multiple_of) for width, s in zip(widths, scores)])
+
+
+def unit_costs(
+    cost: str, dense: Sequence[int] = DENSE_WIDTHS, multiple_of: int = 1, image_size: int = 224
+) -> list[dict[int, int]]:
+    """For each of the 15 units {width: its cost} at every multiple of `multiple_of` up to `dense[i]` (narrower ones: whole).
+
+    `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels; sums over the units
+    differ from the network's by the stem, head and classifier. Raises ValueError for another cost or number of units.
+    """
+    if cost not in COSTS or len(dense) != len(UNITS):
+        raise ValueError(f"the cost must be one of {', '.join(COSTS)}, of {len(UNITS)} units; got {cost!r} of {len(dense)}")
+    tables, channels, sides = [], STEM, map_sides(image_size)
+    for (kernel, _, out, has_se, act, _), widest, a, b in zip(UNITS, dense, sides, sides[1:]):
+        before, after, relu, table = a**2, b**2, act == "RE", {}
+        for w in range(multiple_of, widest + 1, multiple_of) if widest >= multiple_of else (widest,):
+            q = make_divisible(w / 4) if has_se else 0
+            parameters = w * (channels + kernel**2 + 4 + out) + 2 * out + (2 * w * q + q + w if q else 0)
+            flops = w * (before * (channels + 2 + relu) + after * (kernel**2 + 2 + relu + out) + 2 * q) + q + after * 2 * out
+            table[w] = {"filters": w, "parameters": parameters, "flops": flops}[cost]
+        tables.append(table)
+        channels = out
+    return tables
+
+
+def map_sides(image_size: int) -> list[int]:
+    """Side in pixels of the square map that each unit takes, and last of the one that the head takes."""
+    strides = (2, *(row[5] for row in UNITS))
+    return list(accumulate(strides, lambda side, stride: -(-side // stride), initial=image_size))[1:]
+
+
+def fit_widths(scores: Sequence[Tensor], costs: Sequence[Mapping[int, float]], budget: float, steps: int = 4096) -> list[int]:
+    """The width of each layer such that the kept scores add up to the most and the costs to no more than `budget`.
+
+    `costs[i]` maps each width allowed in layer i to its cost: `unit_costs`, or measured milliseconds. A knapsack, solved by
+    dynamic programming: best[b] is the highest score of the layers so far with b parts of the budget spent. The budget
+    is cut into `steps` parts and costs are rounded up to them; whole numbers up to `steps` are exact, so that "filters"
+    without alignment gives the paper's global ranking. Raises ValueError for a budget that no choice of widths meets.
+    """
+    cheapest = [min(table, key=table.get) for table in costs]
+    least = sum(table[width] for table, width in zip(costs, cheapest))
+    if least > budget:
+        raise ValueError(f"no widths meet a budget of {budget:g}: the smallest network costs {least:g}, widths {cheapest}")
+    whole = budget <= steps and all(isinstance(c, int) for table in costs for c in table.values())
+    steps = int(budget) if whole else steps
+    best, choices = torch.zeros(steps + 1, dtype=torch.double), []
+    for s, table in zip(scores, costs, strict=True):
+        kept = F.pad(s.cpu().double().sort(descending=True).values.cumsum(0), (1, 0))
+        parts = [c if whole else math.ceil(c / budget * steps - 1e-9) for c in table.values()]
+        options = torch.full((len(table), steps + 1), -torch.inf, dtype=torch.double)
+        for row, width, part in zip(options, table, parts):
+            row[part:] = best[: max(0, steps + 1 - part)] + kept[width]
+        best, choice = options.max(0)
+        choices.append((choice, list(table), parts))
+    if best[-1] == -torch.inf:  # met, but not by costs rounded up
+        return cheapest
+    widths, left = [], steps
+    for choice, options, parts in reversed(choices):
+        widths.append(options[choice[left]])
+        left -= parts[choice[left]]
+    return widths[::-1]
 
 
 def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
@@ -60,13 +139,26 @@ def emptied_at(scores: Sequence[Tensor]) -> list[float]:
     return [int(part.max()) / len(flat) for part in place.split([len(s) for s in scores])]
 
 
-def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "paper") -> MobileNetV3Large:
+def prune(
+    model: MobileNetV3Large,
+    masks: Sequence[Tensor],
+    squeeze: str = "paper",
+    fold_bias: bool = False,
+    image_size: int = 224,
+) -> MobileNetV3Large:
     """A new network with only the expansion filters that `masks` keep; `model` is untouched, kept weights are copies.
 
     The expansion's channels are the depthwise channels, the SE channels and the projection's inputs, so all of those
     follow (Figure 5). `squeeze="keep"` leaves SE's inner width: exactly the dense network with the removed depthwise
     channels zeroed. `"paper"` rebuilds it as `squeeze_widths` does, keeping the inner units with the largest product
     of incoming and outgoing L1 norms. Raises ValueError for masks that do not fit the network or empty a unit.
+
+    `fold_bias=True` keeps what removed channels emit: at γ = 0 a channel is the constant act(β), and what becomes of it goes
+    into the BatchNorm after the projection and into SE's biases, for images of `image_size` pixels. Exact for γ = 0: SE's
+    pooled input, the projection's mean over the map, and all of it where the zero border of the depthwise convolution
+    does not reach (or the map is one pixel). Approximate: the border's deviation from that mean; γ ≠ 0; with SE the scale
+    of removed channels and the output of removed inner units, both taken at the mean input that BatchNorm's own
+    parameters tell. It is for use without fine-tuning, in which BatchNorm measures its mean anew.
     """
     if squeeze not in SQUEEZES:
         raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, got {squeeze!r}")
@@ -75,7 +167,7 @@ def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "pape
     inner = model.squeeze if squeeze == "keep" else [min(q) for q in zip(squeeze_widths(widths), model.squeeze)]
     with torch.device("meta"):  # shapes only: nothing is drawn from the random number generator
         small = MobileNetV3Large(model.num_classes, widths, inner)
-    state = {key: value.detach() for key, value in model.state_dict().items()}
+    state, inner_kept = {key: value.detach() for key, value in model.state_dict().items()}, {}
     for i, mask in enumerate(masks):
         mask = mask.to(state[f"units.{i}.expand.0.weight"].device)
         for name in ("expand", "depthwise"):
@@ -86,11 +178,38 @@ def prune(model: MobileNetV3Large, masks: Sequence[Tensor], squeeze: str = "pape
             down, up = state[f"units.{i}.se.fc1.weight"][:, mask], state[f"units.{i}.se.fc2.weight"][mask]
             strength = down.abs().sum(dim=(1, 2, 3)) * up.abs().sum(dim=(0, 2, 3))
             best = strength.argsort(descending=True, stable=True)[: inner[i]].sort().values
+            inner_kept[i] = best
             state[f"units.{i}.se.fc1.weight"], state[f"units.{i}.se.fc2.weight"] = down[best], up[:, best]
             state[f"units.{i}.se.fc1.bias"] = state[f"units.{i}.se.fc1.bias"][best]
             state[f"units.{i}.se.fc2.bias"] = state[f"units.{i}.se.fc2.bias"][mask]
     small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    if fold_bias:
+        for i, mask in enumerate(masks):
+            _fold(copy.deepcopy(model.units[i]).eval(), small.units[i], mask, inner_kept.get(i), map_sides(image_size)[i])
     return small.train(model.training)
+
+
+@torch.no_grad()
+def _fold(old: InvertedResidual, new: InvertedResidual, mask: Tensor, inner: Tensor | None, side: int) -> None:
+    """What the channels that `mask` removes from `old` emit on maps of `side` pixels goes into `new`'s SE and projection."""
+    gone = ~mask.to(old.expand[0].weight.device)
+    constant = old.expand[2](old.expand[1].bias.clone())  # activations work in place
+    emitted = old.depthwise(constant[None, :, None, None].expand(1, -1, side, side)).mean((2, 3))[0]
+    if inner is not None:
+        down, up = old.se.fc1.weight[:, :, 0, 0], old.se.fc2.weight[:, :, 0, 0]
+        hidden = (down @ torch.where(gone, emitted, _mean_output(old.depthwise)) + old.se.fc1.bias).relu()
+        scale = F.hardsigmoid(up @ hidden + old.se.fc2.bias)
+        rest = torch.ones_like(hidden).index_fill_(0, inner, 0)
+        new.se.fc1.bias += (down[:, gone] @ emitted[gone])[inner]
+        new.se.fc2.bias += (up @ (hidden * rest))[~gone]
+        emitted = emitted * scale
+    new.project[1].running_mean -= old.project[0].weight[:, gone, 0, 0] @ emitted[gone]
+
+
+def _mean_output(block: nn.Sequential) -> Tensor:
+    """Mean of each channel after BatchNorm and activation, for normally distributed inputs: BatchNorm's mean β, deviation γ."""
+    z = torch.special.ndtri((torch.arange(64, device=block[1].weight.device) + 0.5) / 64)
+    return block[2](block[1].bias[:, None] + block[1].weight[:, None] * z).mean(dim=1)
 
 
 def _align(width: int, dense: int, k: int) -> int:

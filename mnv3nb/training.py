@@ -160,6 +160,28 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
     return int(correct) / len(images)
 
 
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Tensor, image_size: int, batch_size: int = 128) -> None:
+    """Measure the running mean and variance of every BatchNorm of `model` anew, in place: averages over batches of `images`.
+
+    The cheap repair after pruning, no labels and no gradients; weights, γ and β stay. `images`: uint8 (N, 3, H, W), a few
+    hundred training images; a last batch of one is left out. Leaves the network in eval mode.
+    """
+    layers = list(batch_norms(model))
+    momenta = [bn.momentum for bn in layers]
+    for bn in layers:
+        bn.reset_running_stats()
+        bn.momentum = None  # a plain average
+    model.train()
+    device = next(model.parameters()).device
+    for part in images.split(batch_size):
+        if len(part) > 1:
+            model(to_input(part.to(device), image_size))
+    for bn, momentum in zip(layers, momenta):
+        bn.momentum = momentum
+    model.eval()
+
+
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Learning rate of global `step` (from 0) with `steps` steps an epoch.
 
