@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pandas as pd
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import Conv2dNormActivation
@@ -135,10 +135,12 @@ def quantized(graph: onnx.ModelProto, images: Tensor, image_size: int, batch: in
     feeds = iter([{"images": to_input(part, image_size).contiguous().numpy()} for part in images.split(batch)])
     reader = type("Reader", (CalibrationDataReader,), {"get_next": lambda self: next(feeds, None)})()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "int8.onnx")
-        quantize_static(graph, path, reader, QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+        plain, ready, small = (Path(folder, f"{name}.onnx") for name in ("plain", "ready", "small"))
+        onnx.save(graph, plain)
+        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        quantize_static(ready, small, reader, QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
                         weight_type=QuantType.QInt8)  # fmt: skip
-        return onnx.load(path)
+        return onnx.load(small)
 
 
 def onnx_accuracy(graph: onnx.ModelProto, images: Tensor, labels: Tensor, image_size: int) -> float:

@@ -178,7 +178,7 @@ def template() -> onnx.ModelProto:
 def test_the_template_with_other_weights_computes_what_pytorch_does(template, table5):
     x = torch.randn(3, 3, 32, 32)
     for widths in (DENSE_WIDTHS, table5):
-        model = lively(6, widths=widths)
+        model = lively(6, widths=widths).requires_grad_(False)
         got = d.session(d.with_weights(template, d.fused(model))).run(None, {"images": x.numpy()})[0]
         assert torch.allclose(torch.from_numpy(got), model(x), atol=1e-4 * float(model(x).abs().max()))
 
@@ -231,7 +231,7 @@ def test_prune_folds_and_aligns(tmp_path, capsys):
 
 
 def test_onnx_export_agrees_for_any_batch(tmp_path):
-    model = lively(8)
+    model = lively(8).requires_grad_(False)
     export_onnx(model, tmp_path / "net.onnx", 32)
     run = d.session(onnx.load(tmp_path / "net.onnx"))
     for batch in (1, 5):
