@@ -10,12 +10,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -154,8 +154,7 @@ class Runs:
         workers = min(int(os.environ.get("MNV3NB_WORKERS", "1")), len(plan))
         with contextlib.ExitStack() as stack:
             if executor is None and workers > 1 and sum(map(_work, plan)) > WORTH_A_PROCESS:
-                pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-                executor = stack.enter_context(pool)
+                executor = stack.enter_context(_processes(workers))
             failed = self._work_through(plan, executor)
         if failed:
             raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
@@ -370,6 +369,21 @@ def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[Executor]:
+    """Processes of one thread each; if this one is interrupted they end at once, and their runs go on from the last epoch."""
+    others = set(active_children())
+    pool = ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        yield pool
+    except BaseException:
+        for process in set(active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:

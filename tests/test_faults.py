@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mnv3nb.runs
 from mnv3nb.__main__ import main
 from mnv3nb.checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
 from mnv3nb.config import PruneConfig, RunConfig
@@ -329,17 +330,20 @@ def test_a_diverging_run_does_not_stop_the_grid(tiny, tmp_path, capsys):
     assert runs.find(good) and not runs.find(bad)
 
 
-def _grid(home: str) -> None:
-    os.environ["MNV3NB_HOME"] = home
+def _grid(home: str, workers: str) -> None:
+    os.environ |= {"MNV3NB_HOME": home, "MNV3NB_WORKERS": workers}
+    mnv3nb.runs.WORTH_A_PROCESS = 0
     torch.set_num_threads(1)
     sys.stderr = open(Path(home) / "stderr", "w", buffering=1)  # noqa: SIM115
     sys.exit(main(["grid", "--profile", "smoke", "--only", "table3"]))
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code):
-    process = FORK.Process(target=_grid, args=(str(tmp_path),))
+@pytest.mark.parametrize(
+    ("number", "code", "workers"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "1"), (signal.SIGTERM, 143, "2")]
+)
+def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code, workers):
+    process = FORK.Process(target=_grid, args=(str(tmp_path), workers))
     process.start()
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/config.json")) and time.monotonic() < deadline:
