@@ -136,18 +136,18 @@ def export_onnx(model: MobileNetV3Large, path: str | os.PathLike, image_size: in
 
 
 def _to_half(weight: Tensor, keep_sparsity: bool) -> Tensor:
-    half = weight.detach().cpu().half()
-    if not keep_sparsity:
-        return half
-    above = weight.detach().cpu().abs() >= weight.detach().cpu().abs().mean()
-    for _ in range(16):  # one fp16 step towards its own side for each weight that rounding took across the mean
+    weight = weight.detach().cpu()
+    half = weight.half()
+    above = weight.abs() >= weight.abs().mean()
+    for _ in range(16 if keep_sparsity else 0):
+        # one fp16 step towards its own side for each weight that rounding took across the mean
         magnitude = half.float().abs()
         wrong = (magnitude >= magnitude.mean()) != above
         if not wrong.any():
             break
         half.view(torch.int16)[wrong] += torch.where(above[wrong], 1, -1).to(torch.int16)
-    assert torch.equal(filter_sparsity(half.float()), filter_sparsity(weight.detach().cpu()))
-    return half
+    same = not keep_sparsity or torch.equal(filter_sparsity(half.float()), filter_sparsity(weight))
+    return half if same and half.isfinite().all() else weight  # whole where fp16 is too coarse or too short for it
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -9,7 +9,8 @@ from support import lively
 
 from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
 
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1",
+               "MNV3NB_WORKERS": "1"}  # fmt: skip
 for name in ("MNV3NB_DATA", "MNV3NB_MIRROR"):
     os.environ.pop(name, None)
 torch.set_num_threads(1)
