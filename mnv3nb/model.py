@@ -89,6 +89,8 @@ class MobileNetV3Large(nn.Module):
         self.units = nn.ModuleList(map(InvertedResidual, inputs, UNITS, self.widths, self.squeeze))
         self.head = Conv2dNormActivation(inputs[-1], HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, self.num_classes))
+        if self.stem[0].weight.is_meta:  # shapes only: no weights to draw
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
