@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,18 @@ def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | 
 def data_checksum(name_or_path: str | os.PathLike) -> str:
     """`Dataset.checksum` of a data set; for the named ones it is known without having the data."""
     name = os.fspath(name_or_path)
-    return CHECKSUMS.get(name) or load_dataset(name).checksum
+    return CHECKSUMS.get(name) or load_once(name).checksum
+
+
+def load_once(name: str) -> Dataset:
+    """`load_dataset`, remembered as long as the file does not change."""
+    path = Path(name)
+    return _remembered(name, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=3)
+def _remembered(name: str, changed: int) -> Dataset:
+    return load_dataset(name)
 
 
 def default_home() -> Path:

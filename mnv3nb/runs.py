@@ -9,12 +9,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -26,13 +26,14 @@ from torch import Tensor
 from .checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
 from .complexity import count_parameters
 from .config import FORMAT, RunConfig
-from .data import CHECKSUMS, Dataset, data_checksum, default_home, load_dataset, to_input
+from .data import CHECKSUMS, Dataset, data_checksum, default_home, load_once, to_input
 from .importance import NEEDS_DATA, filter_sparsity, score
 from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
 from .training import TrainConfig, evaluate, pick_device, train
 
 WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
+_ONE_DRAWS = threading.Lock()  # the generator is the process's, and some executors run threads
 FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors")
 
 
@@ -267,6 +268,7 @@ class Runs:
 
     def _train(self, config: RunConfig, folder: Path) -> Run:
         device = pick_device(self.device)
+        (folder / "result.json").unlink(missing_ok=True)  # of a run whose network went missing: not finished any more
         _write_json(folder / "config.json", {
             "format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config),
         })  # fmt: skip
@@ -356,17 +358,12 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-@lru_cache(maxsize=3)
-def _load(name: str) -> Dataset:
-    return load_dataset(name)
-
-
 def _data(config: RunConfig) -> Dataset:
-    return _load(config.dataset).subset(config.train_images, config.holdout)
+    return load_once(config.dataset).subset(config.train_images, config.holdout)
 
 
 def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None):
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_DRAWS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
 

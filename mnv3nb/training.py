@@ -130,8 +130,10 @@ def train(
                 correct += (logits.argmax(1) == y).sum()
                 bad = torch.where(torch.isfinite(loss), bad, torch.clamp(bad, max=step))
         if (first := int(bad)) < steps or not all(bool(g.isfinite().all()) for g in gammas):
+            step = min(first, steps - 1)
+            lr = learning_rate(config, (epoch - 1) * steps + step, steps)
             raise FloatingPointError(
-                f"training diverged: loss or γ not finite in epoch {epoch}, step {min(first, steps - 1)}, "
+                f"training diverged: loss or γ not finite in epoch {epoch}, step {step}, "
                 f"with λ={config.lam:g}, lr={lr:g}; take a smaller λ or learning rate"
             )
         seen = min(len(images), steps * config.batch_size)
