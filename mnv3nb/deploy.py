@@ -22,22 +22,10 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from .checkpoint import export_onnx
 from .data import to_input
-from .model import MobileNetV3Large
+from .model import DENSE_WIDTHS, MobileNetV3Large
 from .pruning import prune
 
 Runner = Callable[[], object]  # one inference of one batch
-
-# how much each profile measures: pixels, batch sizes, rounds (slow: batch > 1), widths of a unit, seconds for compiling
-_FULL = {"image_size": 224, "batches": (1, 32), "rounds": 41, "slow_rounds": 7, "positions": 20, "compile_seconds": 600}
-SCALES = {
-    "smoke": _FULL | {"image_size": 64, "batches": (1, 4), "rounds": 3, "slow_rounds": 1, "positions": 2, "compile_seconds": 0},
-    "digits": _FULL | {"rounds": 15, "slow_rounds": 3, "positions": 12, "compile_seconds": 0},
-}
-
-
-def scale(profile: str) -> dict:
-    """The entry of SCALES for a profile's name; the profiles not in it measure in full."""
-    return SCALES.get(profile, _FULL)
 
 
 def interleaved(runners: dict[str, Runner], rounds: int, least_ms: float = 5.0) -> pd.DataFrame:
@@ -149,6 +137,20 @@ def onnx_accuracy(graph: onnx.ModelProto, images: Tensor, labels: Tensor, image_
     feeds = (to_input(part, image_size).contiguous().numpy() for part in images.split(500))
     answers = np.concatenate([run.run(None, {"images": x})[0].argmax(1) for x in feeds])
     return float((answers == labels.numpy()).mean())
+
+
+def width_grid(widths: int, neighbours: int, k: int = 16) -> list[list[int]]:
+    """Widths of each unit worth timing: the dense one, up to `widths` multiples of k, and what lies just below some of them.
+
+    Below `neighbours` multiples: the nearest width that is a multiple of 8, of 4 and of nothing more than 1.
+    """
+    grid = []
+    for dense in DENSE_WIDTHS:
+        whole = np.arange(k, dense + 1, k)
+        whole = whole[np.unique(np.linspace(0, len(whole) - 1, widths).round().astype(int))]
+        some = whole[np.unique(np.linspace(0, len(whole) - 1, neighbours).round().astype(int))]
+        grid.append([dense, *sorted({int(w) for w in (*whole, *some - 8, *some - 4, *some - 3)} - {dense})])
+    return grid
 
 
 def unit_latencies(template: onnx.ModelProto, widths: Sequence[Sequence[int]], rounds: int) -> pd.DataFrame:

@@ -12,6 +12,18 @@ from .training import TrainConfig
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
 _LONE = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
 
+# notebook 09: rates of the aligned networks that are fine-tuned (the raw ones are Table 3's); pixels; batch sizes; rounds of a
+# comparison (slow: larger batches); widths measured of a unit, and neighbours of so many of them; networks in int8, images
+# that calibrate and judge them; latencies aimed at, as shares of the dense network's; seconds that compiling may take
+_LATENCY = {
+    "multiple_of": 16, "rates": (0.5,), "image_size": 224, "batches": (1, 32), "rounds": 31, "slow_rounds": 5, "widths": 60,
+    "neighbours": 8, "quantized": 7, "calibration": 128, "images": 1000, "targets": (0.5, 0.6, 0.7, 0.8), "compile_seconds": 600,
+}  # fmt: skip
+_LATENCY_DIGITS = _LATENCY | {
+    "rates": (0.5, 0.6, 0.7), "rounds": 15, "slow_rounds": 2, "quantized": 3, "calibration": 32, "compile_seconds": 0,
+}  # fmt: skip
+_LATENCY_SMOKE = _LATENCY_DIGITS | {"image_size": 32, "batches": (1, 4), "rounds": 3, "widths": 4, "neighbours": 1}
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -43,6 +55,7 @@ class Profile:
     lone_steps: int = 100
     lone_gammas: int = 256
     lone_proximal_lam: float = 0.1
+    latency: dict = field(default_factory=lambda: _LATENCY, compare=False)
     judges_accuracy: bool = False
     minutes: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -52,7 +65,8 @@ class Profile:
         return RunConfig(dataset or self.dataset, config, train_images=self.train_images)
 
     def pruned_run(self, rate: float, seed: int = 0, criterion: str = "gamma_sparsity", repeat: int = 0,
-                   dataset: str | None = None, inherit: bool = True, squeeze: str = "paper") -> RunConfig:  # fmt: skip
+                   dataset: str | None = None, inherit: bool = True, squeeze: str = "paper",
+                   multiple_of: int = 1) -> RunConfig:  # fmt: skip
         """The sparse network of `seed` pruned at `rate` and fine-tuned; `inherit=False` trains its shape from scratch.
 
         `repeat` > 0 draws another fine-tuning seed for the same parent.
@@ -61,7 +75,8 @@ class Profile:
         tune = self.finetune if inherit else replace(self.finetune, epochs=self.sparse.epochs + self.finetune.epochs,
                                                      gamma_init=self.sparse.gamma_init)  # fmt: skip
         tune = replace(tune, seed=seed + 1000 * repeat)
-        return replace(parent, train=tune, parent=parent, prune=PruneConfig(rate, criterion, squeeze=squeeze, inherit=inherit))
+        prune = PruneConfig(rate, criterion, multiple_of, squeeze=squeeze, inherit=inherit)
+        return replace(parent, train=tune, parent=parent, prune=prune)
 
     def experiment(self, name: str, seed: int = 0) -> list[RunConfig]:
         """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
@@ -105,6 +120,7 @@ EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
     "table4": lambda p, s: [p.pruned_run(0.5, s, c, k) for c in p.criteria for k in range(p.repeats)],
     "squeeze": lambda p, s: [p.pruned_run(0.5, s, repeat=k, squeeze=q) for q in SQUEEZES for k in range(p.repeats)],
     "scratch": lambda p, s: [p.pruned_run(0.5, s, inherit=False)],
+    "aligned": lambda p, s: [p.pruned_run(r, s, multiple_of=p.latency["multiple_of"]) for r in p.latency["rates"]],
     "table6": _table6,
     "gamma": _gamma_study,
     "huge": lambda p, s: [p.sparse_run(p.huge_lam, s)],
@@ -123,8 +139,8 @@ _SMOKE = {"epochs": 1, "batch_size": 64}
 _ALL = (
     Profile("smoke", "digits", replace(_DIGITS, **_SMOKE), replace(_DIGITS_TUNE, **_SMOKE), **_LOCAL,
             rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128,
-            lone=replace(_LONE, epochs=20, lr=1e-2)),
-    Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9)),
+            lone=replace(_LONE, epochs=20, lr=1e-2), latency=_LATENCY_SMOKE),
+    Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9), latency=_LATENCY_DIGITS),
     Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=4, lr=1e-3), **_LOCAL, rates=_TENS, collapse=(0.7,), repeats=1,
             train_images=10_000),
     Profile("paper-short", "cifar10", replace(_PAPER, epochs=30), replace(_PAPER, epochs=20), second="cifar100", repeats=1,
