@@ -55,7 +55,7 @@ def explore(model: MobileNetV3Large, dataset: Dataset, image_size: int, rate: fl
     )
     criterion = widgets.Dropdown(options=list(CRITERIA), description="criterion")
     multiple_of = widgets.SelectionSlider(options=ALIGNMENTS, description="multiple of", continuous_update=False)
-    button, answer = widgets.Button(description="measure accuracy", icon="check"), widgets.HTML()
+    button, answer = widgets.Button(description="measure accuracy", layout={"width": "11em"}), widgets.HTML()
     button.on_click(measure)
     view = widgets.interactive_output(draw, {"rate": rate, "criterion": criterion, "multiple_of": multiple_of})
     return widgets.VBox([widgets.HBox([rate, criterion, multiple_of]), widgets.HBox([button, answer]), view])

@@ -199,7 +199,8 @@ def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> 
         if high - low > 15:
             ticks = [x for x in (1, 3, 10, 30, 50, 70, 90, 95, 98, 99, 99.7) if 0.7 * low < x < high + 1]
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        ax.set(title=title, xlabel="test accuracy (%, log-odds scale)")
+        ax.set(title=title, xlabel="test accuracy (%)")
+    axes[0].set_xlabel("test accuracy (%, log-odds scale)")
     for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
         axes[0].axvline(value, linestyle=style, color=color, label=name)
     axes[0].set_yticks(range(len(order)), order)
@@ -225,8 +226,6 @@ def feature_maps(maps: dict[str, Sequence], masks: Sequence, scores: Sequence, u
     `maps[network][k]`: (channels, H, W) of `units[k]`, of all channels or of those in `masks`; `image`: (H, W, 3). At most
     half of the `shown` channels of a unit are removed ones, if it has enough others; one brightness scale a unit.
     """
-    import numpy as np
-
     side = int(shown**0.5)
     fig, axes = plt.subplots(len(units), 1 + len(maps), figsize=(3 * len(maps) + 1.4, 3.1 * len(units)),
                              width_ratios=[0.45] + [1] * len(maps))  # fmt: skip
@@ -274,8 +273,6 @@ def kept_maps(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
 
 def _on_dense(maps, mask):
     """Maps of the kept channels at their places among all channels, NaN where a channel went."""
-    import numpy as np
-
     out = np.full((len(mask), *maps.shape[1:]), np.nan)
     out[mask if len(maps) == mask.sum() else slice(None)] = maps
     return out
@@ -444,7 +441,8 @@ def repairs(table: pd.DataFrame, sparse_pct: float) -> Figure:
     """Accuracy right after pruning, without fine-tuning, by rate: one line a column of `table` (accuracies in %)."""
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for column, marker, style in zip(table.columns[1:], "ovs^", ("-", ":", "-", ":")):
-        ax.plot(100 * table.rate, table[column], marker=marker, linestyle=style, label=column)
+        fill = "none" if style == ":" else None
+        ax.plot(100 * table.rate, table[column], marker=marker, linestyle=style, label=column, markersize=9, markerfacecolor=fill)
     ax.axhline(sparse_pct, color="black", linewidth=1, linestyle="--", label="before pruning")
     ax.set(xlabel="rate: share of all filters removed (%)", ylabel="test accuracy, not fine-tuned (%)", ylim=(0, 103))
     ax.legend(fontsize=10)
@@ -473,8 +471,9 @@ def latency_against_flops(table: pd.DataFrame, image_size: int) -> Figure:
         ax.axline((0, 0), slope=1, color="0.5", linewidth=1)
         ax.axhline(100, color="0.5", linewidth=1, linestyle=":")
         where = "" if "GPU" in engine else f", {threads} thread{'s' * (threads > 1)}"
-        ax.set(xlim=(50, 104), ylim=(0, None))
         ax.set_title(f"{engine}\nbatch {batch}{where}", fontsize=10)
+    least = 100 * table.flops.min() / table.flops.max()
+    axes[0, 0].set(xlim=(0.9 * least, 104), ylim=(0, 108 * max(1, min(2, table.ratio.max()))))
     fig.supxlabel(f"FLOPs at 224 px (% of dense); measured at {image_size} px", fontsize=12)
     fig.supylabel("latency (% of dense)", fontsize=12)
     handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none", markersize=8) for c, m in styles.values()]
@@ -483,7 +482,10 @@ def latency_against_flops(table: pd.DataFrame, image_size: int) -> Figure:
 
 
 def unit_latencies(table: pd.DataFrame) -> Figure:
-    """Time of each unit alone against its width, both as shares of the dense unit's; colours tell what divides the width."""
+    """Time of each unit alone against its width, both as shares of the dense unit's; colours tell what divides the width.
+
+    More than four times the dense unit's time is drawn as four times.
+    """
     kinds = {"multiple of 16": 16, "of 8": 8, "of 4": 4, "of none of these": 1}
     table = table.assign(divisor=[next(k for k, n in kinds.items() if w % n == 0) for w in table.width])
     fig, axes = plt.subplots(3, 5, figsize=(11, 6.8), sharex=True, sharey=True)
@@ -491,38 +493,42 @@ def unit_latencies(table: pd.DataFrame) -> Figure:
         x = 100 * part.width / part.width.max()
         for (kind, _), color, marker in zip(kinds.items(), ("C0", "C2", "C1", "C3"), "os^X"):
             mine = part.divisor == kind
-            ax.plot(x[mine], 100 * part.ratio[mine], marker, color=color, markersize=5, label=kind, alpha=0.85)
+            ax.plot(x[mine], 100 * part.ratio[mine].clip(upper=4), marker, color=color, markersize=5, label=kind, alpha=0.85)
         ax.axline((0, 0), slope=1, color="0.5", linewidth=1)
         ax.set_title(f"unit {unit}, dense {part.width.max()}", fontsize=10)
-    top = np.nanquantile(table.ratio, 0.995)
-    axes[0, 0].set(xlim=(0, 104), ylim=(0, min(300, 110 * top)), xticks=(0, 50, 100))
+    axes[0, 0].set(xlim=(0, 104), ylim=(0, None), xticks=(0, 50, 100))
     fig.supxlabel("width (% of dense)", fontsize=12)
     fig.supylabel("latency of the unit (% of dense)", fontsize=12)
     fig.legend(*axes[-1, -1].get_legend_handles_labels(), loc="outside upper center", ncols=4, title="the width is a")
     return fig
 
 
-def kept_score(table: pd.DataFrame) -> Figure:
-    """What ways of choosing aligned widths keep of the score at a latency: columns chosen_by, ratio, kept_score."""
+def lost_score(table: pd.DataFrame) -> Figure:
+    """What ways of choosing aligned widths lose of the score at a latency: columns chosen_by, ratio, kept_score."""
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for (name, part), marker in zip(table.sort_values("ratio").groupby("chosen_by", sort=False), "os^"):
-        ax.plot(100 * part.ratio, 100 * part.kept_score, marker=marker, label=f"widths chosen by {name}")
-    ax.set(xlabel="measured latency (% of dense)", ylabel="score kept (% of all)")
+        ax.plot(100 * part.ratio, 100 * (1 - part.kept_score).clip(lower=1e-6), marker=marker, label=f"widths chosen by {name}")
+    ax.set(xlabel="measured latency (% of dense)", ylabel="score lost (% of all)", yscale="log")
     ax.legend()
     return fig
 
 
-def accuracy_against_latency(table: pd.DataFrame) -> Figure:
-    """Fine-tuned networks: columns kind, rate, ratio, ratio_low, ratio_high, accuracy_pct."""
+def accuracy_against_latency(table: pd.DataFrame, images: int) -> Figure:
+    """Fine-tuned networks: columns kind, rate, ratio, ratio_low, ratio_high, accuracy_pct, measured on `images` images.
+
+    Whiskers: quartiles of the latency, standard error of an accuracy found on so many images.
+    """
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for (kind, part), marker, color in zip(table.groupby("kind", sort=False), "DXo", ("black", "C3", "C0")):
         spread = 100 * np.abs(part[["ratio_low", "ratio_high"]].sub(part.ratio, axis=0).to_numpy().T)
-        ax.errorbar(100 * part.ratio, part.accuracy_pct, xerr=spread, fmt=f"{marker}-", color=color, markersize=8, label=kind)
+        error = np.sqrt(part.accuracy_pct * (100 - part.accuracy_pct) / images)
+        whiskers = {"xerr": spread, "yerr": error, "elinewidth": 1, "ecolor": "0.6"}
+        ax.errorbar(100 * part.ratio, part.accuracy_pct, **whiskers, fmt=marker, color=color, markersize=9, label=kind)
         for _, row in part[part.kind != "dense"].iterrows():
-            place = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center", "fontsize": 10}
+            place = {"textcoords": "offset points", "xytext": (7, 7), "fontsize": 11, "color": color}
             ax.annotate(f"{row.rate:.0%}", (100 * row.ratio, row.accuracy_pct), **place)
     ax.axvline(100, color="0.5", linewidth=1, linestyle=":")
-    ax.margins(y=0.25)
+    ax.margins(x=0.08, y=0.15)
     ax.set(xlabel="latency (% of dense)", ylabel="test accuracy, fine-tuned (%)")
-    ax.legend(title="labels: share of filters removed")
+    fig.legend(loc="outside upper center", ncols=3, title="numbers: share of filters removed")
     return fig

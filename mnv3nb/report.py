@@ -1,57 +1,118 @@
-"""Every number of the paper beside ours, with a verdict; and numbers for its claim that the remaining maps learn more."""
+"""Every number of the paper beside ours, with a verdict: reproduced, not reproduced, too few seeds, cannot be checked."""
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
 
-from .data import to_input
-from .model import MobileNetV3Large
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .evidence import Item, items
+from .profiles import Profile
+from .runs import Run, Runs
+
+VERDICTS = ("reproduced", "not reproduced", "too few seeds", "cannot be checked")
 
 
-def effective_rank(covariance: Tensor) -> float:
-    """exp(−Σ q·ln q) of the normalised eigenvalues q of a covariance (C, C): how many different features C channels carry.
+def reproduction(p: Profile, runs: Runs, seeds: Iterable[int]) -> tuple[pd.DataFrame, list[Run]]:
+    """Every number of the paper beside ours, and the runs that ours come from. Runs are only found, never trained.
 
-    In [1, C]: 1 = all channels say the same, C = uncorrelated and equally strong. 0 for a covariance of zero.
+    Columns: source, item, kind (see `Item`), paper, ours (mean over seeds), n (seeds), low and high (its 95 % interval),
+    difference, verdict (one of VERDICTS), why, missing (the commands that train what is missing), main (part of the summary).
     """
-    q = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
-    return float(torch.special.entr(q / q.sum()).sum().exp()) if q.sum() > 0 else 0.0
+    rows, used, seeds, find = [], {}, list(seeds), cache(runs.find)
+    measured = {}  # several items are parts of one measurement
+    for item in items(p):
+        values, missing = [] if item.runs else [item.measure()], []
+        for seed in seeds if item.runs else []:
+            configs = item.runs(seed)
+            found = [find(config, item.model) for config in configs]
+            if not found or None in found:
+                recorded = found and all(find(config) for config in configs)
+                missing.append("recorded without networks, Runs().run(config, model=True) trains them" if recorded else
+                               f"python -m mnv3nb grid --profile {p.name} --only {item.experiment} --seed {seed}")  # fmt: skip
+                continue
+            name = (item.measure, *(run.key for run in found))
+            if name not in measured:
+                measured[name] = item.measure(*found)
+            value = measured[name] if item.part is None else measured[name][item.part]
+            values += [] if math.isnan(value) else [value]
+            used |= {run.key: run for run in found}
+        row = {"source": item.source, "item": item.name, "kind": item.kind, "paper": item.paper} | judge(item, values)
+        rows.append(row | {"missing": "" if item.cannot else "; ".join(missing), "main": item.main})
+    return pd.DataFrame(rows), list(used.values())
 
 
-@torch.inference_mode()
-def map_statistics(
-    model: MobileNetV3Large, images: Tensor, labels: Tensor, image_size: int, masks: list[Tensor] | None = None
-) -> list[dict]:
-    """One row a unit about its expansion's maps (after the activation) over uint8 `images` (N, 3, H, W) with `labels` (N,).
+def judge(item: Item, values: Sequence[float]) -> dict:
+    """Ours (mean), n, its 95 % interval (low, high), difference, verdict and why; fewer than three seeds are not judged.
 
-    Channels: those that `masks` keep (None: all). `variance`: mean over channels of the variance over images and
-    positions; `rank`: `effective_rank` of their covariance; `class_share`: of the variance of the channels' mean
-    activations over images, the share that lies between classes, in [0, 1].
+    A measured number is reproduced if the paper's lies in the 95 % prediction interval of one more seed; a claim in words
+    if the whole interval of the mean lies on its side of the bound.
     """
-    masks = masks or [torch.ones(width, dtype=torch.bool) for width in model.widths]
-    sums = [0.0] * len(masks)
-    means: list[list[Tensor]] = [[] for _ in masks]
+    n, log = len(values), item.kind == "log" and min(values, default=0) > 0
+    x, back = (np.log10(values), lambda v: 10**v) if log else (np.array(values, dtype=float), float)
+    ours = float(back(x.mean())) if n else math.nan
+    (low, high), (first, last) = ([float(back(v)) for v in interval(x, more)] for more in (0, 1))
+    row = {"ours": ours, "n": n if item.runs else None, "low": low, "high": high, "difference": ours - item.paper}
+    if item.cannot:
+        verdict, why = "cannot be checked", item.cannot
+    elif item.kind == "exact":
+        same = format(ours, item.form) == format(item.paper, item.form)
+        verdict, why = VERDICTS[not same], f"{'equal' if same else 'not equal'} as printed: {ours:{item.form}}"
+    elif n < 3:
+        verdict, why = "too few seeds", f"{n} of at least 3 seeds"
+    elif item.kind in ("above", "below"):
+        holds = low > item.paper if item.kind == "above" else high < item.paper
+        verdict, why = VERDICTS[not holds], f"95 % interval {low:.3g} to {high:.3g}, to be {item.kind} {item.paper:g}"
+    else:
+        least = float(item.form) if item.kind == "limit" else item.paper
+        inside = first <= item.paper and least <= last
+        verdict, why = VERDICTS[not inside], f"95 % prediction interval {first:.4g} to {last:.4g}"
+    return row | {"verdict": verdict, "why": why + (f"; {item.note}" if item.note else "")}
 
-    def watch(i):
-        def hook(_, __, out):
-            x = out.float()[:, masks[i]]
-            flat = torch.cat([x.movedim(1, 0).flatten(1), torch.ones(1, x[:, 0].numel())]).double()
-            sums[i] = sums[i] + flat @ flat.T  # the row of ones adds the channels' sums and the count
-            means[i].append(x.mean((2, 3)))
 
-        return hook
+def interval(values: Sequence[float], more: int = 0) -> tuple[float, float]:
+    """mean ± t·s·√(more + 1/n), 95 %: for the mean (more=0) or for one further value (more=1); nan for fewer than two."""
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) * math.sqrt(more + 1 / n) if n > 1 else math.nan
+    return (np.mean(values) - half, np.mean(values) + half) if n > 1 else (math.nan, math.nan)
 
-    hooks = [unit.expand.register_forward_hook(watch(i)) for i, unit in enumerate(model.units)]
-    for part in images.split(32):
-        model.eval()(to_input(part, image_size))
-    for hook in hooks:
-        hook.remove()
-    rows = []
-    for unit, (total, mean) in enumerate(zip(sums, map(torch.cat, means))):
-        average = total[-1, :-1] / total[-1, -1]
-        covariance = total[:-1, :-1] / total[-1, -1] - torch.outer(average, average)
-        centres = torch.stack([mean[labels == c].mean(0) for c in labels.unique()])[labels.unique(return_inverse=True)[1]]
-        spread = float(mean.var(0, correction=0).sum())
-        rows.append({
-            "unit": unit, "variance": float(covariance.diagonal().mean()), "rank": effective_rank(covariance),
-            "class_share": float(centres.var(0, correction=0).sum()) / spread if spread else 0.0,
-        })  # fmt: skip
-    return rows
+
+def summary(table: pd.DataFrame, profile: str, seeds: int) -> str:
+    """The report on one page of markdown: verdicts counted, the main items that can be checked, what cannot or is missing."""
+    counts = pd.crosstab(table.source, table.verdict).reindex(index=table.source.unique(), columns=VERDICTS, fill_value=0)
+    counts.loc["**all**"] = counts.sum()
+    main = table[table.main & (table.verdict != "cannot be checked")]
+    signs = main.kind.map({"above": "> ", "below": "< ", "limit": "≤ "}).fillna("")
+    low, high = (main[column].map(_show) for column in ("low", "high"))
+    shown = pd.DataFrame({
+        "paper": signs + main.paper.map(_show), "ours": main.ours.map(_show),
+        "95 % interval": (low + " to " + high).where(main.low.notna(), ""),
+        "seeds": main.n.map("{:.0f}".format).where(main.kind != "exact", "exact"), "verdict": main.verdict,
+    }).set_index(main.source + ": " + main.item)  # fmt: skip
+    reasons = table[table.verdict == "cannot be checked"].why.value_counts(sort=False)
+    head = f"Profile `{profile}`, {seeds} seed(s): {len(table)} numbers of the paper."
+    return "\n".join([
+        head, "", *_markdown(counts), "", *_markdown(shown), "",
+        *(f"- cannot be checked, {n}: {why}" for why, n in reasons.items()),
+        *(f"- missing: `{command}`" for command in missing_commands(table)), "",
+    ])  # fmt: skip
+
+
+def missing_commands(table: pd.DataFrame) -> list[str]:
+    """One command for each seed whose runs are missing in the table of `reproduction`."""
+    names: dict[tuple[int, str], set[str]] = {}
+    for command in {c for cell in table.missing for c in cell.split("; ") if c.startswith("python")}:
+        head, name, seed = command.replace(" --seed ", " --only ").split(" --only ")
+        names.setdefault((int(seed), head), set()).update(name.split(","))
+    return [f"{head} --only {','.join(sorted(names))} --seed {seed}" for (seed, head), names in sorted(names.items())]
+
+
+def _show(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    rows = [("", *table.columns), ("---", *["--:"] * len(table.columns)), *table.itertuples()]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
