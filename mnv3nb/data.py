@@ -20,6 +20,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 CHECKSUMS = {"digits": "db487c0eea44774d", "cifar10": "5a3713630d0e5964", "cifar100": "d2ecf45105a5b845"}
 NAMES = tuple(CHECKSUMS)
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+MAX_CLASSES = 1 << 16  # of a file that does not name them
 MAX_BYTES = 16 << 30  # an .npz that claims to unpack to more is refused before memory is taken
 
 
@@ -236,6 +237,9 @@ def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...
             raise ValueError(f"{source}: {split}_labels must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
         if 0 in images.shape:
             raise ValueError(f"{source}: the {split} split is empty")
+        allowed = MAX_CLASSES if classes is None else len(classes)
+        if labels.min() < 0 or labels.max() >= allowed:
+            raise ValueError(f"{source}: labels run from {labels.min()} to {labels.max()}, allowed are 0 to {allowed - 1}")
         labels = labels.astype(np.int64)
         order = np.argsort([hashlib.blake2b(im.tobytes() + bytes(la), digest_size=8).digest() for im, la in zip(images, labels)])
         images = images[order]
@@ -244,11 +248,6 @@ def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...
         tensors[f"{split}_labels"] = torch.from_numpy(labels[order])
     if tensors["train_images"].shape[1:] != tensors["test_images"].shape[1:]:
         raise ValueError(f"{source}: training and test images differ in size")
-    labels = torch.cat([tensors["train_labels"], tensors["test_labels"]])
     if classes is None:
-        classes = tuple(str(i) for i in range(max(0, int(labels.max())) + 1))
-    if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
-        raise ValueError(
-            f"{source}: labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {len(classes) - 1}"
-        )
+        classes = tuple(str(i) for i in range(max(int(tensors[f"{s}_labels"].max()) for s in ("train", "test")) + 1))
     return Dataset(**tensors, classes=classes)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from hypothesis import settings
-from support import lively
+from support import lively, write_npz
 
 from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
 
@@ -44,6 +44,14 @@ def tiny(digits) -> Dataset:
     return Dataset(
         digits.train_images[:48], digits.train_labels[:48], digits.test_images[:24], digits.test_labels[:24], digits.classes
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tiny, tmp_path_factory) -> str:
+    """The same as a file, which a new process reads without scikit-learn."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    write_npz(path, tiny)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,29 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from mnv3nb import DENSE_WIDTHS, MobileNetV3Large
+from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large
+from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
 from mnv3nb.runs import RunConfig, Runs
 from mnv3nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+# processes that start in milliseconds, forked from a server which has torch loaded and has trained nothing
+FORK = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
+if sys.platform != "win32":
+    FORK.set_forkserver_preload(["mnv3nb.runs"])
 # 3 steps an epoch on 8×8 images: a real training that takes a third of a second an epoch
 TINY = TrainConfig(epochs=2, batch_size=16, image_size=8, lr=3e-3, lam=1e-3, gamma_init=0.5)
 
 
-def tiny_run(**changes) -> RunConfig:
-    return RunConfig("digits", TrainConfig(**{**TINY.__dict__, **changes}), train_images=48)
+def write_npz(path: Path, data: Dataset) -> None:
+    """`data`, grey, with MedMNIST's names."""
+    arrays = {key: getattr(data, key).numpy() for key in KEYS}
+    np.savez(path, classes=np.array(data.classes), **{k: a[:, 0] if a.ndim == 4 else a for k, a in arrays.items()})
 
 
 def lively(seed: int = 0, **arguments) -> MobileNetV3Large:
@@ -64,13 +72,6 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and time of change of every file below `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def context() -> multiprocessing.context.BaseContext:
-    """Processes that start in milliseconds, forked from a server which has torch loaded and has trained nothing."""
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["support", "sklearn.datasets"])
-    return forkserver
 
 
 def train_run(folder: Path, config: RunConfig, errors: Path) -> None:
