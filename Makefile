@@ -20,6 +20,9 @@ lab: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
 
+soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
+	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -130,6 +130,8 @@ class Runs:
         A run that was killed goes on from its last epoch. If another process works on it, this one waits and says so.
         """
         if found := self.find(config, model):
+            if found.folder.parent == self.folder:  # of a process killed just before it would have removed it
+                (found.folder / "state.safetensors").unlink(missing_ok=True)
             return found
         lock = FileLock(self.folder / ".locks" / config.key)
         (self.folder / ".locks").mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from mnv3nb.model import MobileNetV3Large
 from mnv3nb.runs import FILES, Runs, read_run
 from mnv3nb.training import TrainConfig
 
+GRID = int(os.environ.get("MNV3NB_GRID", "12"))
 KILLS = int(os.environ.get("MNV3NB_KILLS", "50"))
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["mnv3nb.runs"])
@@ -49,15 +51,24 @@ def tiny(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def config(tiny) -> RunConfig:
-    return RunConfig(tiny, TrainConfig(epochs=3, batch_size=8, lam=1e-3))
+    parent = RunConfig(tiny, TrainConfig(epochs=2, batch_size=8, lam=1e-3))
+    return RunConfig(tiny, TrainConfig(epochs=2, batch_size=8), parent, PruneConfig(0.9))
 
 
 @pytest.fixture(scope="module")
 def reference(config, tmp_path_factory):
-    """The run that nobody disturbed, made in the same kind of process as the disturbed ones."""
+    """The pruned run, beside its parent, that nobody disturbed, made in the same kind of process as the disturbed ones."""
     store = tmp_path_factory.mktemp("reference")
     assert _child(store, config) == 0
     return Runs(store, store / "none").find(config)
+
+
+def _assert_same(store: Path, config: RunConfig, reference) -> None:
+    for c in (config.parent, config):
+        run, other = Runs(store, store / "none").find(c), read_run(reference.folder.parent / c.key)
+        assert (run.folder / "model.safetensors").read_bytes() == (other.folder / "model.safetensors").read_bytes()
+        assert [row["test_accuracy"] for row in run.history] == [row["test_accuracy"] for row in other.history]
+        assert sorted(path.name for path in run.folder.iterdir()) == sorted((*FILES, "result.json"))
 
 
 def _train(store: Path, config: RunConfig, die_at: int | None = None, file_limit: int | None = None) -> None:
@@ -115,14 +126,12 @@ def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, refe
             timed = rng.random() < 0.5
             kill_after = rng.uniform(0.05, 1.5) if timed else None
             code = _child(store, config, None if timed else rng.randrange(40), kill_after=kill_after)
-            _assert_clean(store / config.key)
+            for folder in store.glob("*/"):
+                _assert_clean(folder)
             kills += code == -signal.SIGKILL
             if code == 0:
                 break
-        run = Runs(store, store / "none").find(config)
-        assert (run.folder / "model.safetensors").read_bytes() == (reference.folder / "model.safetensors").read_bytes()
-        assert [row["test_accuracy"] for row in run.history] == [row["test_accuracy"] for row in reference.history]
-        assert sorted(path.name for path in run.folder.iterdir()) == sorted((*FILES, "result.json"))
+        _assert_same(store, config, reference)
         finished += 1
         shutil.rmtree(store)
 
@@ -131,14 +140,13 @@ def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, refe
 def test_a_disk_quota_hit_in_a_save_leaves_the_old_state_and_the_run_goes_on(config, reference, tmp_path):
     store = tmp_path / "store"
     assert _child(store, config, 30) == -signal.SIGKILL  # stopped after the first epoch or two
-    state = store / config.key / "state.safetensors"
+    state = store / config.parent.key / "state.safetensors"
     before = state.read_bytes()
     assert _child(store, config, None, 1_000_000) == 1
     assert state.read_bytes() == before
     assert not list(state.parent.glob("*.part")) and not list(state.parent.glob(".*.part"))
     assert _child(store, config) == 0
-    run = Runs(store, store / "none").find(config)
-    assert (run.folder / "model.safetensors").read_bytes() == (reference.folder / "model.safetensors").read_bytes()
+    _assert_same(store, config, reference)
 
 
 @pytest.fixture
@@ -172,18 +180,16 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
 
 
 @posix
-def test_two_processes_on_one_grid_train_every_run_once(config, tiny, tmp_path):
-    child = RunConfig(tiny, TrainConfig(epochs=1, batch_size=8), config, PruneConfig(0.9))
-    processes = [FORK.Process(target=_train, args=(tmp_path, child)) for _ in range(3)]
+def test_three_processes_on_one_grid_train_every_run_once(config, reference, tmp_path):
+    processes = [FORK.Process(target=_train, args=(tmp_path, config)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
     folders = [path.name for path in tmp_path.iterdir() if path.name not in (".locks", "none")]
-    assert sorted(folders) == sorted([config.key, child.key])
-    for key in folders:
-        read_run(tmp_path / key)
+    assert sorted(folders) == sorted([config.key, config.parent.key])
+    _assert_same(tmp_path, config, reference)
 
 
 @posix
@@ -328,6 +334,21 @@ def test_a_diverging_run_does_not_stop_the_grid(tiny, tmp_path, capsys):
         runs.run_grid([bad, good])
     assert "epoch 1" in str(error.value) or "epoch 2" in str(error.value)
     assert runs.find(good) and not runs.find(bad)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_a_long_grid_neither_grows_nor_leaks(config, tmp_path):
+    def usage() -> tuple[int, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize(), len(list(Path("/proc/self/fd").iterdir()))
+
+    runs = Runs(tmp_path, tmp_path / "none", progress=False)
+    configs = [replace(config, train=replace(config.train, epochs=1, seed=seed)) for seed in range(GRID)]
+    runs.run_grid(configs[: GRID // 3])
+    memory, handles = usage()
+    runs.run_grid(configs)
+    assert usage()[0] - memory < 100e6
+    assert usage()[1] <= handles
 
 
 def _grid(home: str, workers: str) -> None:
