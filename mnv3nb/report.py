@@ -40,6 +40,8 @@ def reproduction(p: Profile, runs: Runs, seeds: Iterable[int]) -> tuple[pd.DataF
             values += [] if math.isnan(value) else [value]
             used |= {run.key: run for run in found}
         row = {"source": item.source, "item": item.name, "kind": item.kind, "paper": item.paper} | judge(item, values)
+        if not p.judges_accuracy and item.kind in ("measured", "log", "limit") and not item.cannot:
+            row["why"] += f"; on {p.dataset}, not by the paper's training"
         rows.append(row | {"missing": "" if item.cannot else "; ".join(missing), "main": item.main})
     return pd.DataFrame(rows), list(used.values())
 
