@@ -70,7 +70,10 @@ def _figures(options) -> int:
 
     from .notebooks import run_notebooks
 
-    parameters = {"profile": options.profile} | {name: yaml.safe_load(value) for name, value in options.p}
+    try:
+        parameters = {"profile": options.profile} | {name: yaml.safe_load(value) for name, value in options.p}
+    except yaml.YAMLError as error:
+        raise ValueError(f"a parameter's value is not a plain number, word or list ({' '.join(str(error).split())})") from error
     failures = run_notebooks(options.only, options.timeout, **parameters)
     for failure in failures:
         print(f"mnv3nb figures: {failure}", file=sys.stderr)
@@ -87,11 +90,12 @@ def _grid(options) -> int:
     runs = Runs(device=options.device)
     missing = runs.plan(configs)
     print(f"{len(missing)} run(s) missing of {len({c.key for c in configs})}; profile {profile.name}, seed {options.seed}")
-    print(f"expected here: about {runs.expected_seconds(configs) / 60:.1f} min; stop at any time, the same command goes on")
     for config in missing:
         print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
-    if not options.dry_run:
-        runs.run_grid(configs)
+    if options.dry_run:
+        return 0
+    print(f"expected here: about {runs.expected_seconds(configs) / 60:.1f} min; stop at any time, the same command goes on")
+    runs.run_grid(configs)
     if options.record:
         shipped = {c.key for name in ("baseline", "table5") for c in profile.experiment(name, options.seed)}
         for config in configs:
@@ -110,7 +114,8 @@ def _prune(options) -> int:
     masks = keep_masks(score(model, options.criterion), options.rate, options.multiple_of, budget=options.budget)
     small = prune(model, masks, fold_bias=options.fold_bias, image_size=model.metadata.get("image_size", 224))
     pruned = {"rate": options.rate, "criterion": options.criterion}
-    save_model(small, options.out, **(model.metadata | {"pruned": pruned}))
+    metadata = {key: value for key, value in model.metadata.items() if key != "accuracy"}  # that was the whole network's
+    save_model(small, options.out, **(metadata | {"pruned": pruned}))
     for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
         print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
     print(f"widths: {' '.join(map(str, small.widths))}\nwritten: {options.out}; fine-tune it before use")

@@ -45,7 +45,7 @@ def source_digest(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
-def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path | None = None, **parameters) -> list[str]:
+def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path | None = None, /, **parameters) -> list[str]:
     """Run notebooks with papermill; returns one line for each that failed (its partial copy is kept).
 
     `parameters` (profile, seed, ...) go to every notebook that has them. `timeout`: seconds for each notebook.
@@ -73,6 +73,7 @@ def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path |
 
 def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> str | None:
     copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.unlink(missing_ok=True)  # an old one would pass for what this run left
     command = [sys.executable, "-m", "papermill", str(path), str(copy), "--kernel", "python3", "--no-progress-bar"]
     command += ["--stdout-file", "-", "--execution-timeout", str(int(timeout))]
     for key, value in parameters.items():

@@ -1,0 +1,237 @@
+"""The commands: what they do, and one line on stderr with exit code 2 where they cannot."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, lively, same_tensors
+
+from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score
+from mnv3nb.__main__ import main
+from mnv3nb.profiles import EXPERIMENTS, get_profile
+from mnv3nb.runs import Runs
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "m.safetensors"
+    save_model(lively(), path, image_size=32, accuracy=0.9, classes=["a"] * 10)
+    return path
+
+
+def refused(capsys, arguments: list, message: str) -> None:
+    """`main` ends with 2 and says why in one line."""
+    assert main([str(a) for a in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1 and error.startswith(f"mnv3nb {arguments[0]}: ")
+    assert re.search(message, error), error
+    assert "written" not in out
+
+
+# prune
+
+
+def test_prune_writes_the_network_that_the_functions_give(stored, tmp_path, capsys):
+    out = tmp_path / "new" / "small.safetensors"
+    assert main(["prune", str(stored), "--rate", "0.5", "--criterion", "l1", "--multiple-of", "8", "--out", str(out)]) == 0
+    model, small = load_model(stored), load_model(out)
+    assert same_tensors(small.state_dict(), prune(model, keep_masks(score(model, "l1"), 0.5, 8)).state_dict())
+    assert all(width % 8 == 0 for width in small.widths)
+    assert small.metadata["pruned"] == {"rate": 0.5, "criterion": "l1"} and small.metadata["image_size"] == 32
+    assert "accuracy" not in small.metadata  # nobody has measured it
+    printed = capsys.readouterr().out
+    assert f"4,215,130 -> {count_parameters(small):,}" in printed and f"written: {out}" in printed
+    assert f"widths: {' '.join(map(str, small.widths))}" in printed
+
+
+def test_a_pruned_network_can_be_pruned_again(stored, tmp_path):
+    paths = [stored, tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for source, target in itertools.pairwise(paths):
+        assert main(["prune", str(source), "--rate", "0.3", "--out", str(target)]) == 0
+    assert sum(load_model(paths[2]).widths) < sum(load_model(paths[1]).widths) < sum(DENSE_WIDTHS)
+
+
+def test_prune_refuses_what_makes_no_sense_and_writes_nothing(stored, tmp_path, capsys):
+    out = tmp_path / "small.safetensors"
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(stored.read_bytes()[:100_000])
+    for changes, message in (
+        ({"--rate": 1.0}, r"rate must be in \[0, 1\), got 1.0 \(0.5 removes half of the 5016 filters\)"),
+        ({"--rate": "nan"}, "rate must be in"),
+        ({"--criterion": "l11"}, "unknown criterion 'l11'; did you mean 'l1'"),
+        ({"--criterion": "taylor"}, "'taylor' needs gradients"),
+        ({"--multiple-of": 0}, "multiple_of must be a whole number ≥ 1, got 0"),
+        ({"--out": tmp_path / "small.pt"}, r"must end in \.safetensors"),
+        ({"model": tmp_path / "none.safetensors"}, "no file .*none.safetensors"),
+        ({"model": half}, "is not a whole safetensors file"),
+        ({"--out": stored / "below" / "a.safetensors"}, "cannot write .*a.safetensors"),
+    ):
+        options = {"model": stored, "--rate": 0.5, "--out": out} | changes
+        model = options.pop("model")
+        refused(capsys, ["prune", model, *(str(word) for pair in options.items() for word in pair)], message)
+    assert [path.name for path in tmp_path.iterdir()] == ["half.safetensors"]
+
+
+# export
+
+
+def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
+    save_model(lively(), tmp_path / "plain.safetensors")
+    refused(
+        capsys, ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"], "does not say its image size; give --image-size"
+    )
+    refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx")
+    refused(capsys, ["export", tmp_path / "none.safetensors", tmp_path / "m.onnx"], "no file")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
+
+
+@pytest.mark.parametrize(("extra", "size"), [([], 32), (["--image-size", "64"], 64)])
+def test_export_takes_the_stored_image_size_or_the_one_given(stored, tmp_path, capsys, monkeypatch, extra, size):
+    calls = []
+    monkeypatch.setattr("mnv3nb.checkpoint.export_onnx", lambda *arguments: calls.append(arguments))
+    assert main(["export", str(stored), str(tmp_path / "m.onnx"), *extra]) == 0
+    ((model, path, image_size),) = calls
+    assert same_tensors(model.state_dict(), load_model(stored).state_dict())
+    assert (path, image_size) == (str(tmp_path / "m.onnx"), size)
+    assert f"(batch, 3, {size}, {size}) in [-1, 1]" in capsys.readouterr().out
+
+
+# grid
+
+
+def test_a_dry_run_lists_what_is_missing_and_makes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    monkeypatch.setenv("MNV3NB_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setattr("mnv3nb.runs.train", None)
+    for profile in ("smoke", "paper"):  # the second's data are not there
+        for extra in ([], ["--record"]):
+            assert main(["grid", "--profile", profile, "--only", "table5,fig6", "--seed", "3", "--dry-run", *extra]) == 0
+        configs = {c.key: c for name in ("table5", "fig6") for c in get_profile(profile).experiment(name, 3)}
+        missing = Runs().plan(configs.values())
+        out = capsys.readouterr().out
+        assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}, seed 3" in out
+        assert all(f"{c.key}  {c.label}, {c.train.epochs} epochs" in out for c in missing)
+        assert set(configs) <= {c.key for c in missing}
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_grid_trains_what_is_missing_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    for _ in range(2):
+        assert main(["grid", "--profile", "smoke", "--only", "table2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("1 run(s) missing of 1") == 1 and out.count("0 run(s) missing of 1") == 1
+    (config,) = get_profile("smoke").experiment("table2")
+    assert Runs().find(config, model=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'"),
+        (["--profile", "smoke", "--only", "table7"], "unknown experiment 'table7'; did you mean 'table"),
+        (["--profile", "smoke", "--only", "table3,"], "unknown experiment ''"),
+        (["--profile", "smoke", "--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
+    ],
+)
+def test_grid_refuses_unknown_names(capsys, arguments, message):
+    refused(capsys, ["grid", *arguments], message)
+
+
+def test_a_run_that_diverges_ends_the_grid_with_2_and_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+
+    def diverge(*_, **__):
+        raise FloatingPointError("training diverged: λ=9")
+
+    monkeypatch.setattr("mnv3nb.runs.train", diverge)
+    monkeypatch.setattr("mnv3nb.runs.Runs.expected_seconds", lambda *_: 0.0)
+    assert main(["grid", "--profile", "smoke", "--only", "table2"]) == 2
+    error = capsys.readouterr().err
+    assert "1 run(s) failed" in error and "training diverged: λ=9" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")])
+def test_interrupted_it_says_that_it_can_go_on(capsys, monkeypatch, number, code, word):
+    monkeypatch.setattr(Runs, "plan", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["grid", "--profile", "smoke"]) == code
+    assert capsys.readouterr().err == f"mnv3nb grid: {word}; the same command goes on from here\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# figures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "digitz"], "unknown profile 'digitz'; did you mean 'digits'"),
+        (["--only", "02,77"], "no notebook numbered 77; there are 00, 01"),
+        (["--only", "two"], "no notebook numbered two"),
+        (["-p", "sead", "1"], "no notebook has a parameter sead; there are .*seed"),
+        (["-p", "folder", "x"], "no notebook has a parameter folder"),
+        (["-p", "only", "x"], "no notebook has a parameter only"),
+        (["-p", "seed", "[1"], "a parameter's value is not a plain number, word or list"),
+    ],
+)
+def test_figures_refuses_unknown_names_before_any_notebook_runs(capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", None)
+    refused(capsys, ["figures", *arguments], message)
+
+
+def test_figures_passes_parameters_on_and_ends_with_1_if_a_notebook_fails(capsys, monkeypatch):
+    calls = []
+
+    def run(path, copy, parameters, timeout):
+        calls.append((path.name[:2], parameters, timeout))
+        return "cell 3: ValueError: no" if path.name.startswith("02") else None
+
+    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", run)
+    assert main(["figures", "--profile", "smoke", "--only", "2,00", "-p", "seed", "4", "--timeout", "9"]) == 1
+    assert calls == [(n, {"profile": "smoke", "seed": 4}, 9.0) for n in ("02", "00")]
+    assert capsys.readouterr().err == "mnv3nb figures: 02_sparse_training.ipynb: cell 3: ValueError: no\n"
+    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", lambda *_: None)
+    assert main(["figures", "--profile", "smoke"]) == 0
+
+
+# the process
+
+
+@pytest.mark.parametrize("arguments", [[], ["fig"], ["prune"], ["figures", "--profil", "smoke"], ["grid", "--seed", "x"]])
+def test_wrong_words_end_with_2_and_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage: mnv3nb" in capsys.readouterr().err
+
+
+def test_as_a_command_it_has_these_exit_codes_and_no_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mnv3nb",
+        "prune",
+        str(tmp_path / "none.safetensors"),
+        "--rate",
+        "0.5",
+        "--out",
+        "o.safetensors",
+    ]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"mnv3nb prune: no file {tmp_path / 'none.safetensors'}; give a .safetensors file that mnv3nb wrote\n"
+
+
+def test_every_experiment_of_every_profile_is_a_list_of_runs():
+    from mnv3nb.profiles import PROFILES
+
+    for profile in PROFILES.values():
+        for name in EXPERIMENTS:
+            configs = profile.experiment(name, 1)
+            assert all(c.train.seed % 1000 == 1 for c in configs) and (configs or not profile.second)
+            assert profile.experiment(name, 1) == configs != profile.experiment(name, 2) or not configs
