@@ -4,11 +4,11 @@ import copy
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 import onnx
@@ -37,17 +37,10 @@ def interleaved(runners: dict[str, Runner], rounds: int, least_ms: float = 5.0) 
     names, rows, calls = list(runners), [], {}
     for name, run in runners.items():
         run()
-        start = time.perf_counter()
-        run()
-        calls[name] = max(1, math.ceil(least_ms / 1e3 / (time.perf_counter() - start)))
+        calls[name] = max(1, math.ceil(least_ms / 1e3 / timeit(run, number=1)))
     for turn in range(rounds):
-        row = {}
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                runners[name]()
-            row[name] = (time.perf_counter() - start) * 1e3 / calls[name]
-        rows.append(row)
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        rows.append({name: timeit(runners[name], number=calls[name]) * 1e3 / calls[name] for name in order})
     return pd.DataFrame(rows, columns=names)
 
 

@@ -477,7 +477,7 @@ def latency_against_flops(table: pd.DataFrame, image_size: int) -> Figure:
     fig.supxlabel(f"FLOPs at 224 px (% of dense); measured at {image_size} px", fontsize=12)
     fig.supylabel("latency (% of dense)", fontsize=12)
     handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none", markersize=8) for c, m in styles.values()]
-    fig.legend(handles, styles, loc="outside upper center", ncols=4, fontsize=10)
+    fig.legend(handles, styles, loc="outside upper center", ncols=5, fontsize=10)
     return fig
 
 
