@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import ROOT, cuts, lively, random_masks, same_tensors
 
