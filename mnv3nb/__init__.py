@@ -1,11 +1,12 @@
 """Structured pruning of MobileNetV3-Large after Liu & Lei (2023): train sparsely, score, prune, fine-tune."""
 
+from .budget import fit_widths, unit_costs
 from .checkpoint import export_onnx, load_model, save_model
 from .complexity import count_flops, count_macs, count_parameters, layer_costs
 from .data import Dataset, load_dataset
 from .importance import CRITERIA, filter_sparsity, score
 from .model import DENSE_WIDTHS, UNITS, MobileNetV3Large
-from .pruning import fit_widths, keep_masks, prune, threshold, unit_costs
+from .pruning import keep_masks, prune, threshold
 from .training import TrainConfig, evaluate, recalibrate, train
 
 __version__ = "0.1.0"

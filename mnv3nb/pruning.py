@@ -1,18 +1,16 @@
 """Scores -> one global threshold -> keep masks -> a new, smaller dense network (Algorithm 1, steps 3 to 6)."""
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .model import DENSE_WIDTHS, STEM, UNITS, InvertedResidual, MobileNetV3Large, make_divisible, squeeze_widths
+from .budget import fit_widths, map_sides, unit_costs
+from .folding import fold_bias_into
+from .model import MobileNetV3Large, squeeze_widths
 
 SQUEEZES = ("paper", "keep")
-COSTS = ("filters", "parameters", "flops")
 
 
 def keep_masks(
@@ -53,67 +51,6 @@ def keep_masks(
         wide = [{w: c for w, c in t.items() if w >= min(min_width, max(t))} for t in tables]
         return top_masks(scores, fit_widths(scores, wide, limit))
     return top_masks(scores, [_align(width, len(s), multiple_of) for width, s in zip(widths, scores)])
-
-
-def unit_costs(
-    cost: str, dense: Sequence[int] = DENSE_WIDTHS, multiple_of: int = 1, image_size: int = 224
-) -> list[dict[int, int]]:
-    """For each of the 15 units {width: its cost} at every multiple of `multiple_of` up to `dense[i]` (narrower ones: whole).
-
-    `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels; sums over the units
-    differ from the network's by the stem, head and classifier. Raises ValueError for another cost or number of units.
-    """
-    if cost not in COSTS or len(dense) != len(UNITS):
-        raise ValueError(f"the cost must be one of {', '.join(COSTS)}, of {len(UNITS)} units; got {cost!r} of {len(dense)}")
-    tables, channels, sides = [], STEM, map_sides(image_size)
-    for (kernel, _, out, has_se, act, _), widest, a, b in zip(UNITS, dense, sides, sides[1:]):
-        before, after, relu, table = a**2, b**2, act == "RE", {}
-        for w in range(multiple_of, widest + 1, multiple_of) if widest >= multiple_of else (widest,):
-            q = make_divisible(w / 4) if has_se else 0
-            parameters = w * (channels + kernel**2 + 4 + out) + 2 * out + (2 * w * q + q + w if q else 0)
-            flops = w * (before * (channels + 2 + relu) + after * (kernel**2 + 2 + relu + out) + 2 * q) + q + after * 2 * out
-            table[w] = {"filters": w, "parameters": parameters, "flops": flops}[cost]
-        tables.append(table)
-        channels = out
-    return tables
-
-
-def map_sides(image_size: int) -> list[int]:
-    """Side in pixels of the square map that each unit takes, and last of the one that the head takes."""
-    strides = (2, *(row[5] for row in UNITS))
-    return list(accumulate(strides, lambda side, stride: -(-side // stride), initial=image_size))[1:]
-
-
-def fit_widths(scores: Sequence[Tensor], costs: Sequence[Mapping[int, float]], budget: float, steps: int = 4096) -> list[int]:
-    """The width of each layer such that the kept scores add up to the most and the costs to no more than `budget`.
-
-    `costs[i]` maps each width allowed in layer i to its cost: `unit_costs`, or measured milliseconds. A knapsack, solved by
-    dynamic programming: best[b] is the highest score of the layers so far with b parts of the budget spent. The budget
-    is cut into `steps` parts and costs are rounded up to them; whole numbers up to `steps` are exact, so that "filters"
-    without alignment gives the paper's global ranking. Raises ValueError for a budget that no choice of widths meets.
-    """
-    cheapest = [min(table, key=table.get) for table in costs]
-    least = sum(table[width] for table, width in zip(costs, cheapest))
-    if least > budget:
-        raise ValueError(f"no widths meet a budget of {budget:g}: the smallest network costs {least:g}, widths {cheapest}")
-    whole = budget <= steps and all(isinstance(c, int) for table in costs for c in table.values())
-    steps = int(budget) if whole else steps
-    best, choices = torch.zeros(steps + 1, dtype=torch.double), []
-    for s, table in zip(scores, costs, strict=True):
-        kept = F.pad(s.cpu().double().sort(descending=True).values.cumsum(0), (1, 0))
-        parts = [c if whole else math.ceil(c / budget * steps - 1e-9) for c in table.values()]
-        options = torch.full((len(table), steps + 1), -torch.inf, dtype=torch.double)
-        for row, width, part in zip(options, table, parts):
-            row[part:] = best[: max(0, steps + 1 - part)] + kept[width]
-        best, choice = options.max(0)
-        choices.append((choice, list(table), parts))
-    if best[-1] == -torch.inf:  # met, but not by costs rounded up
-        return cheapest
-    widths, left = [], steps
-    for choice, options, parts in reversed(choices):
-        widths.append(options[choice[left]])
-        left -= parts[choice[left]]
-    return widths[::-1]
 
 
 def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
@@ -185,31 +122,10 @@ def prune(
     small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     if fold_bias:
         for i, mask in enumerate(masks):
-            _fold(copy.deepcopy(model.units[i]).eval(), small.units[i], mask, inner_kept.get(i), map_sides(image_size)[i])
+            fold_bias_into(
+                copy.deepcopy(model.units[i]).eval(), small.units[i], mask, inner_kept.get(i), map_sides(image_size)[i]
+            )
     return small.train(model.training)
-
-
-@torch.no_grad()
-def _fold(old: InvertedResidual, new: InvertedResidual, mask: Tensor, inner: Tensor | None, side: int) -> None:
-    """What the channels that `mask` removes from `old` emit on maps of `side` pixels goes into `new`'s SE and projection."""
-    gone = ~mask.to(old.expand[0].weight.device)
-    constant = old.expand[2](old.expand[1].bias.clone())  # activations work in place
-    emitted = old.depthwise(constant[None, :, None, None].expand(1, -1, side, side)).mean((2, 3))[0]
-    if inner is not None:
-        down, up = old.se.fc1.weight[:, :, 0, 0], old.se.fc2.weight[:, :, 0, 0]
-        hidden = (down @ torch.where(gone, emitted, _mean_output(old.depthwise)) + old.se.fc1.bias).relu()
-        scale = F.hardsigmoid(up @ hidden + old.se.fc2.bias)
-        rest = torch.ones_like(hidden).index_fill_(0, inner, 0)
-        new.se.fc1.bias += (down[:, gone] @ emitted[gone])[inner]
-        new.se.fc2.bias += (up @ (hidden * rest))[~gone]
-        emitted = emitted * scale
-    new.project[1].running_mean -= old.project[0].weight[:, gone, 0, 0] @ emitted[gone]
-
-
-def _mean_output(block: nn.Sequential) -> Tensor:
-    """Mean of each channel after BatchNorm and activation, for normally distributed inputs: BatchNorm's mean β, deviation γ."""
-    z = torch.special.ndtri((torch.arange(64, device=block[1].weight.device) + 0.5) / 64)
-    return block[2](block[1].bias[:, None] + block[1].weight[:, None] * z).mean(dim=1)
 
 
 def _align(width: int, dense: int, k: int) -> int:

@@ -26,8 +26,9 @@ from mnv3nb import (
 )  # fmt: skip
 from mnv3nb import deploy as d
 from mnv3nb.__main__ import main
+from mnv3nb.budget import COSTS, map_sides
 from mnv3nb.data import to_input
-from mnv3nb.pruning import COSTS, map_sides, top_masks
+from mnv3nb.pruning import top_masks
 
 
 def total(cost, widths, **options):

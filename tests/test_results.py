@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnv3nb import evaluate, load_dataset
+from mnv3nb import evaluate, load_dataset, paper
 from mnv3nb.profiles import EXPERIMENTS, PROFILES
 from mnv3nb.runs import Runs, read_run
 
@@ -51,3 +51,30 @@ def test_a_stored_model_has_its_recorded_accuracy(folder):
     data = load_dataset(run.config.dataset, data_dir)
     accuracy = evaluate(run.model(), data.test_images[:1000], data.test_labels[:1000], run.config.train.image_size)
     assert abs(round(accuracy * 1000) - run.result["stored_correct_1000"]) <= 2
+
+
+def readme_rows() -> list[str]:
+    """The README's table of the recorded CIFAR-10 runs, made from the runs and the paper's numbers."""
+    p, runs = PROFILES["cpu"], Runs(RESULTS / "none", RESULTS)
+    paper_of = paper.FIGURE_6.set_index("lam").accuracy_pct
+    rows = [
+        ("trained plainly, λ = 0", paper_of[0.0], p.sparse_run(0.0)),
+        (f"trained sparsely, λ = {p.lam:g} (paper: {paper.CHOSEN_LAM:g})", paper_of[paper.CHOSEN_LAM], p.sparse_run()),
+        ("the same, fine-tuned without pruning: the fair baseline", None, p.pruned_run(0.0)),
+        ("pruned at 50 % and fine-tuned", paper.TABLE_4_OURS_PCT, p.pruned_run(0.5)),
+    ]
+    lines = []
+    for text, theirs, config in rows:
+        run = runs.find(config)
+        before = f"{run.result['accuracy_before']:.2%}" if config.prune else ""
+        lines.append(
+            f"| {text} | {f'{theirs:.2f} %' if theirs else '–'} | {run.accuracy:.2%} | {before} | "
+            f"{run.result['parameters']:,} | `{run.key}` |"
+        )
+    return [line.replace("%", " %").replace("  %", " %") for line in lines]
+
+
+def test_the_readme_says_what_the_recorded_runs_say():
+    text = (RESULTS.parent / "README.md").read_text()
+    for row in readme_rows():
+        assert row in text
