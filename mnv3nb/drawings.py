@@ -6,6 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ NAMES = {nn.ReLU6: "ReLU6", nn.Hardswish: "h-swish"}
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty drawing; its coordinates are inches from the lower left corner."""
-    fig = plt.figure(figsize=(width, height), layout="none")
+    # not "none": after the first save matplotlib would put the style's constrained layout in its place
+    fig = plt.figure(figsize=(width, height), layout=PlaceHolderLayoutEngine(True, True))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.axis("off")
