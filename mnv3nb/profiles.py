@@ -136,6 +136,9 @@ _CPU = TrainConfig(epochs=12, batch_size=64, image_size=32, lr=2e-3, gamma_init=
 # batch size, schedule and augmentation are not in the paper: chosen once, the same for every run
 _PAPER = TrainConfig(epochs=200, batch_size=128, image_size=224, lr=1e-3)
 _LAMS = (0.0, 2e-5, 2e-4, 2e-3, 2e-2)  # few steps and Adam's memory of the first gradients need a larger λ than the paper's
+# of each notebook when nothing is trained yet, for the time left
+_DIGITS_MINUTES = {"00": 1.5, "01": 0.3, "02": 5.5, "03": 0.5, "04": 1.0, "05": 2.5, "06": 4.0, "07": 0.6, "08": 0.3, "09": 3.5,
+                   "10": 0.4, "11": 0.5}  # fmt: skip
 _LOCAL = {"lams": _LAMS, "lam": 2e-3, "huge_lam": 0.2}
 _TENS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _SMOKE = {"epochs": 1, "batch_size": 64}
@@ -143,7 +146,8 @@ _ALL = (
     Profile("smoke", "digits", replace(_DIGITS, **_SMOKE), replace(_DIGITS_TUNE, **_SMOKE), **_LOCAL,
             rates=(0.0, 0.3, 0.5), collapse=(0.7,), repeats=1, train_images=128,
             lone=replace(_LONE, epochs=20, lr=1e-2), latency=_LATENCY_SMOKE),
-    Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9), latency=_LATENCY_DIGITS),
+    Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9), latency=_LATENCY_DIGITS,
+            minutes=_DIGITS_MINUTES),
     Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=4, lr=1e-3), **_LOCAL, rates=_TENS, collapse=(0.7,), repeats=1,
             train_images=10_000),
     Profile("paper-short", "cifar10", replace(_PAPER, epochs=30), replace(_PAPER, epochs=20), second="cifar100", repeats=1,
