@@ -12,7 +12,7 @@ from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large
 from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
 from mnv3nb.runs import RunConfig, Runs
-from mnv3nb.training import TrainConfig
+from mnv3nb.training import TrainConfig, recalibrate
 
 ROOT = Path(__file__).resolve().parent.parent
 # processes that start in milliseconds, forked from a server which has torch loaded and has trained nothing
@@ -30,21 +30,18 @@ def write_npz(path: Path, data: Dataset) -> None:
 
 
 def lively(seed: int = 0, **arguments) -> MobileNetV3Large:
-    """A network in eval mode whose BatchNorms and biases are not at their starting values, as after a training."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
+    """A network in eval mode as after a training: no parameter at its starting value, BatchNorms that know their inputs."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = MobileNetV3Large(**arguments)
-    with torch.no_grad():
         for bn in batch_norms(model):
-            bn.weight.copy_(torch.randn(bn.weight.shape, generator=generator))
-            bn.bias.copy_(0.3 * torch.randn(bn.bias.shape, generator=generator))
-            bn.running_mean.copy_(0.3 * torch.randn(bn.bias.shape, generator=generator))
-            bn.running_var.copy_(0.5 + torch.rand(bn.bias.shape, generator=generator))
+            bn.weight.normal_()
+            bn.bias.normal_(std=0.3)
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and ("se." in name or "classifier" in name):
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+                parameter.normal_(std=0.3)
+        recalibrate(model, torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8), 32)
+    return model
 
 
 # what `random_masks` takes: a seed and, for each unit, the share of filters that stay

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import lively, random_masks
 
-from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
+from mnv3nb import DENSE_WIDTHS, UNITS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
 from mnv3nb.data import to_input
 from mnv3nb.model import batch_norms
 from mnv3nb.training import SCHEDULES, TrainConfig, learning_rate, pick_device
@@ -21,9 +21,9 @@ CUT = (3, [0.5, 0.9, 0.1] * 5)
 
 def test_torch_pruning_removing_the_same_channels_gives_the_same_function():
     torch_pruning = pytest.importorskip("torch_pruning")
-    model, masks = lively(1), random_masks(CUT)
+    model, masks = lively(1).double(), random_masks(CUT)
     small = prune(model, masks, squeeze="keep")
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
     for unit, mask in zip(model.units, masks):
         gone = (~mask).nonzero().flatten().tolist()
@@ -44,6 +44,40 @@ def test_macs_are_half_of_what_torchs_flop_counter_counts(dense, table5, image_s
         assert 2 * count_macs(model, image_size) == counter.get_total_flops()
 
 
+def test_the_forward_pass_is_that_of_plain_functions_row_by_row():
+    """The table of units once more, with `torch.nn.functional` and the state dict alone."""
+    model = lively(7, num_classes=3).double()
+    w = model.state_dict()
+
+    def conv_bn(x, name, groups=1, stride=1):
+        kernel = w[f"{name}.0.weight"]
+        x = F.conv2d(x, kernel, None, stride, kernel.shape[-1] // 2, 1, groups)
+        mean, var, gamma, beta = (w[f"{name}.1.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()  # Eq. 2
+        return x * gamma[:, None, None] + beta[:, None, None]
+
+    def h_swish(x):
+        return x * (x + 3).clamp(0, 6) / 6
+
+    x = images = torch.randn(2, 3, 48, 48, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    x = h_swish(conv_bn(x, "stem", stride=2))
+    for i, (_, width, out, has_se, activation, stride) in enumerate(UNITS):
+        act = h_swish if activation == "HS" else lambda x: x.clamp(0, 6)
+        y = act(conv_bn(x, f"units.{i}.expand"))
+        y = act(conv_bn(y, f"units.{i}.depthwise", groups=width, stride=stride))
+        if has_se:
+            q = y.mean((2, 3), keepdim=True)
+            q = F.conv2d(q, w[f"units.{i}.se.fc1.weight"], w[f"units.{i}.se.fc1.bias"]).clamp(min=0)
+            q = F.conv2d(q, w[f"units.{i}.se.fc2.weight"], w[f"units.{i}.se.fc2.bias"])
+            y = y * (q + 3).clamp(0, 6) / 6
+        y = conv_bn(y, f"units.{i}.project")
+        x = x + y if stride == 1 and x.shape[1] == out else y
+    x = h_swish(conv_bn(x, "head")).mean((2, 3))
+    x = h_swish(x @ w["classifier.0.weight"].T + w["classifier.0.bias"])
+    x = x @ w["classifier.2.weight"].T + w["classifier.2.bias"]
+    torch.testing.assert_close(model(images).detach(), x, rtol=1e-10, atol=1e-10)
+
+
 def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
     """Multiply one channel's BatchNorm output by c: Molchanov's |γ·∂L/∂γ + β·∂L/∂β| is |∂L/∂c| at c = 1, here by differences."""
     model = lively(2).double()
@@ -51,15 +85,18 @@ def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
     batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
     scores = score(model, "taylor", batches)
     assert all(p.grad is None for p in model.parameters())
-    for unit, channel in ((0, 3), (7, 150), (14, 900)):
-        bn, losses = model.units[unit].expand[1], []
-        for scale in (1 + 1e-5, 1 / (1 + 1e-5)):
+    for unit in (0, 7, 14):
+        channel, bn = int(scores[unit].argmax()), model.units[unit].expand[1]
+        gamma, beta = bn.weight[channel].item(), bn.bias[channel].item()
+
+        def loss(c, bn=bn, channel=channel, gamma=gamma, beta=beta):
             with torch.no_grad():
-                bn.weight[channel] *= scale
-                bn.bias[channel] *= scale
-                losses.append(sum(float(F.cross_entropy(model(x), y)) for x, y in batches) / 2)
-        slope = (losses[0] - F.cross_entropy(model(images), labels).item()) / 1e-5
-        assert float(scores[unit][channel]) == pytest.approx(abs(slope), rel=1e-2, abs=1e-6)
+                bn.weight[channel], bn.bias[channel] = c * gamma, c * beta
+                return float(F.cross_entropy(model(images), labels))
+
+        slope = (loss(1 + 1e-7) - loss(1 - 1e-7)) / 2e-7
+        assert float(scores[unit][channel]) == pytest.approx(abs(slope), rel=1e-3) and abs(slope) > 0.01
+        loss(1.0)
 
 
 # learning rate
