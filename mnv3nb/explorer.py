@@ -1,5 +1,6 @@
 """Sliders over a trained network: what a rate, a criterion and an alignment remove, and what is left of the accuracy."""
 
+import io
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -7,7 +8,6 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -37,12 +37,14 @@ def explore(model: MobileNetV3Large, dataset: Dataset, image_size: int, rate: fl
         masks = keep_masks(scores_of(criterion.value), rate.value, multiple_of.value)
         return masks, prune(model, masks)
 
-    def draw(rate: float, criterion: str, multiple_of: int) -> None:
+    def draw(_=None) -> None:
         answer.value = ""  # an accuracy never stands beside other settings than its own
         masks, small = cut()
-        fig = pruning_view(model, small, scores_of(criterion), masks, rate, criterion)
-        display(fig)
+        fig = pruning_view(model, small, scores_of(criterion.value), masks, rate.value, criterion.value)
+        png = io.BytesIO()
+        fig.savefig(png, format="png")
         plt.close(fig)
+        view.value = png.getvalue()  # an Image, not an Output: capturing outputs can hang a headless run
 
     def measure(_) -> None:
         answer.value = "measuring …"
@@ -57,7 +59,10 @@ def explore(model: MobileNetV3Large, dataset: Dataset, image_size: int, rate: fl
     multiple_of = widgets.SelectionSlider(options=ALIGNMENTS, description="multiple of", continuous_update=False)
     button, answer = widgets.Button(description="measure accuracy", layout={"width": "11em"}), widgets.HTML()
     button.on_click(measure)
-    view = widgets.interactive_output(draw, {"rate": rate, "criterion": criterion, "multiple_of": multiple_of})
+    view = widgets.Image(format="png", layout={"max_width": "100%"})
+    for control in (rate, criterion, multiple_of):
+        control.observe(draw, "value")
+    draw()
     return widgets.VBox([widgets.HBox([rate, criterion, multiple_of]), widgets.HBox([button, answer]), view])
 
 
