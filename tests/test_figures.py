@@ -49,3 +49,7 @@ def test_the_executed_copy_is_of_this_source_and_of_this_profiles_runs(source):
     recorded = {folder.name for folder in Runs().recorded.glob("*")}
     assert set(copy.metadata["mnv3nb"]["runs"]) <= known | recorded, f"make figures ONLY={source.name[:2]}: other runs"
     assert not [o for c in copy.cells for o in c.get("outputs", []) if o.output_type == "error"]
+
+
+def test_the_readme_embeds_the_report():
+    assert (FIGURES / "report.md").read_text().strip() in (FIGURES.parent.parent / "README.md").read_text()
