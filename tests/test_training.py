@@ -90,6 +90,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny):
     assert same_tensors(first, weights(1)) and not same_tensors(first, weights(2))
 
 
+def test_every_epoch_has_its_own_order(tiny):
+    """At a learning rate of 0 only the batches differ, and with them their statistics."""
+    history = train(fresh(), tiny, replace(TINY, epochs=4, lr=0.0), progress=False)
+    assert len({row["train_loss"] for row in history[1:]}) == 4
+
+
 def test_a_training_does_not_touch_the_global_random_numbers(tiny):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -265,6 +271,13 @@ def test_a_damaged_run_is_moved_aside_and_trained_anew(runs, store, config, caps
     assert "skipping a damaged run" in error and config.key in error
     (aside,) = runs.folder.glob(f"{config.key}.damaged-*")
     assert {n: content for n, (content, _) in tree(aside).items()} == damaged
+
+
+def test_an_accuracy_that_was_edited_is_not_believed(runs, config, capsys):
+    path = runs.folder / config.key / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"accuracy": result["accuracy"] + 0.1}))
+    assert runs.find(config) is None and "result.json: its checksum does not match" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_moved_aside_and_the_run_starts_anew(store, config, tmp_path, capsys):
