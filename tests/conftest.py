@@ -1,6 +1,7 @@
 """Shared fixtures. One thread and the CPU, so that the same seeds give the same bits; nothing is written to the checkout."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support import lively, write_npz
 
 from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, would ignore it
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1",
                "MNV3NB_WORKERS": "1"}  # fmt: skip
 for name in ("MNV3NB_DATA", "MNV3NB_MIRROR"):
