@@ -13,8 +13,7 @@ from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, would ignore it
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1",
                "MNV3NB_WORKERS": "1"}  # fmt: skip
-for name in ("MNV3NB_DATA", "MNV3NB_MIRROR"):
-    os.environ.pop(name, None)
+os.environ.pop("MNV3NB_MIRROR", None)
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", max_examples=1000, deadline=None, print_blob=True)  # pytest --hypothesis-profile=explore

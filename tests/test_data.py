@@ -181,6 +181,7 @@ def test_data_are_looked_for_in_the_argument_then_the_variable_then_the_home(tmp
     for number, place in enumerate(("argument", "variable", "home/data")):
         (tmp_path / place).mkdir(parents=True)
         sums[place] = load_dataset(write(tmp_path / place / "cifar10.npz", **arrays(seed=number))).checksum
+    monkeypatch.delenv("MNV3NB_DATA", raising=False)
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path / "home"))
     assert default_home() == tmp_path / "home"
     monkeypatch.setitem(CHECKSUMS, "cifar10", sums["home/data"])
