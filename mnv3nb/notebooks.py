@@ -111,7 +111,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
 def _kill(process: subprocess.Popen) -> None:
     """Ends papermill and its kernel, also one that hangs after its last cell."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
     process.wait()
 
 
