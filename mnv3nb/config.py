@@ -8,7 +8,7 @@ from .data import data_checksum
 from .importance import CRITERIA
 from .training import TrainConfig
 
-FORMAT = 1  # part of every run's name: raise it when the same config would train something else
+FORMAT = 2  # part of every run's name: raise it when the same config would train something else
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """The run's name: 12 hex digits of a hash of all that differs from the defaults, the data and the parent's name."""
+        """The run's name: 12 hex digits of a hash of what differs from the defaults, the data's content and the parent."""
         return self.name(data_checksum(self.dataset))
 
     def name(self, data: str) -> str:
@@ -89,6 +89,6 @@ def _changed(config) -> dict:
     for f in fields(config):
         value = getattr(config, f.name)
         default = f.default if f.default is not MISSING else f.default_factory()
-        if value != default and f.name != "parent":
+        if value != default and f.name not in ("parent", "dataset"):
             out[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig) else value
     return out

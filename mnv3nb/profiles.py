@@ -149,7 +149,7 @@ _ALL = (
     Profile("digits", "digits", _DIGITS, _DIGITS_TUNE, **_LOCAL, collapse=(0.65, 0.7, 0.8, 0.9), latency=_LATENCY_DIGITS,
             minutes=_DIGITS_MINUTES),
     Profile("cpu", "cifar10", _CPU, replace(_CPU, epochs=4, lr=1e-3), **_LOCAL, rates=_TENS, collapse=(0.7,), repeats=1,
-            train_images=10_000),
+            second="cifar100", train_images=10_000),
     Profile("paper-short", "cifar10", replace(_PAPER, epochs=30), replace(_PAPER, epochs=20), second="cifar100", repeats=1,
             judges_accuracy=True),
     Profile("paper", "cifar10", _PAPER, replace(_PAPER, epochs=150), second="cifar100", repeats=1, judges_accuracy=True),

@@ -114,7 +114,7 @@ class Runs:
             if not (folder / "result.json").is_file():
                 continue
             try:
-                run = read_run(folder)
+                run = replace(read_run(folder), config=config)  # its data may have moved
             except (ValueError, OSError) as error:
                 print(f"skipping a damaged run: {error}", file=sys.stderr)
                 if store == self.folder:

@@ -1,5 +1,6 @@
 """One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and go on exactly."""
 
+import contextlib
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .data import AUGMENTATIONS, Dataset, batches, to_input
 from .model import batch_norms
+from .small_maps import SmallMaps
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
@@ -113,7 +115,7 @@ def train(
         for step, (x, y) in enumerate(epoch_batches):
             lr = learning_rate(config, (epoch - 1) * steps + step, steps)
             optimizer.param_groups[0]["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with _fast(device):
                 logits = model(to_input(x, config.image_size))
                 loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
@@ -157,7 +159,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
     correct = torch.zeros((), device=parameter.device)
     for start in range(0, len(images), batch_size):
         x, y = (t[start : start + batch_size].to(parameter.device) for t in (images, labels))
-        with torch.autocast(parameter.device.type, torch.bfloat16, enabled=parameter.is_cuda):
+        with _fast(parameter.device):
             correct += (model(to_input(x, image_size)).argmax(1) == y).sum()
     return int(correct) / len(images)
 
@@ -194,6 +196,13 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         return config.lr
     done = step / (config.epochs * steps) if config.schedule == "cosine" else step // steps / config.epochs
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _fast(device: torch.device) -> contextlib.AbstractContextManager:
+    """What a forward pass gains from on `device`: bf16 on CUDA, better kernels for tiny maps on a CPU."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return SmallMaps() if device.type == "cpu" else contextlib.nullcontext()
 
 
 @torch.no_grad()

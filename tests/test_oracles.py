@@ -1,5 +1,6 @@
 """The same answers from code that is not ours: Torch-Pruning, PyTorch's FLOP counter, its autograd and Adam, ONNX Runtime."""
 
+import contextlib
 import copy
 import math
 
@@ -14,6 +15,7 @@ from support import lively, random_masks
 from mnv3nb import DENSE_WIDTHS, UNITS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
 from mnv3nb.data import to_input
 from mnv3nb.model import batch_norms
+from mnv3nb.small_maps import SmallMaps
 from mnv3nb.training import SCHEDULES, TrainConfig, learning_rate, pick_device
 
 CUT = (3, [0.5, 0.9, 0.1] * 5)
@@ -100,6 +102,43 @@ def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
 
 
 # learning rate
+
+
+@given(st.data())
+def test_convolutions_of_small_maps_and_their_gradients_are_those_in_float64(data):
+    draw = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
+    kernel, height, width, stride, channels = draw(1, 7), draw(1, 9), draw(1, 9), draw(1, 3), draw(1, 4)
+    padding = data.draw(st.integers(max(0, (kernel - min(height, width) + 1) // 2), kernel // 2 + 1))
+    groups = channels if data.draw(st.booleans()) else 1
+    torch.manual_seed(draw(0, 99))
+    conv = torch.nn.Conv2d(channels, channels * draw(1, 2) if groups == 1 else channels, kernel, stride, padding,
+                           groups=groups, bias=data.draw(st.booleans()))  # fmt: skip
+    x = torch.randn(3, channels, height, width).to(memory_format=torch.channels_last).requires_grad_()
+    whole, whole_x = copy.deepcopy(conv).double(), x.detach().double().requires_grad_()
+    with SmallMaps():
+        y = conv(x)
+    want = whole(whole_x)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    want.backward(grad.double())
+    assert torch.allclose(y.double(), want, atol=1e-5)
+    assert torch.allclose(x.grad.double(), whole_x.grad, atol=1e-5)
+    for ours, theirs in zip(conv.parameters(), whole.parameters()):
+        assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_the_networks_gradients_are_the_same_with_and_without_small_maps(image_size):
+    torch.manual_seed(0)
+    model = lively().double().train()
+    images, labels = torch.rand(8, 3, image_size, image_size, dtype=torch.float64) * 2 - 1, torch.arange(8)
+    gradients = []
+    for context in (contextlib.nullcontext(), SmallMaps()):
+        with context:
+            loss = F.cross_entropy(model(images.to(memory_format=torch.channels_last)), labels)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-10) for a, b in zip(*gradients))
+    assert sum(not torch.equal(a, b) for a, b in zip(*gradients)) > 10  # it did something
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 20), st.integers(1, 20), st.floats(1e-6, 1))

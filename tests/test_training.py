@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -358,6 +359,20 @@ def test_a_changed_data_file_is_another_run_on_other_data(digits, tmp_path):
     history = train(model, load_dataset(path), config.train, progress=False)
     assert found[0].folder != found[1].folder == runs.folder / config.key
     assert timeless(history) == timeless(found[1].history) != timeless(found[0].history)
+
+
+def test_moved_data_are_the_same_run_and_other_classes_are_not(digits, tmp_path):
+    runs = Runs(tmp_path / "runs", tmp_path / "none")
+    one, two, three = (str(tmp_path / f"{name}.npz") for name in ("one", "two", "three"))
+    small = Dataset(*(getattr(digits, key)[:20] for key in KEYS), digits.classes)
+    write_npz(one, small)
+    first = runs.run(RunConfig(one, replace(TINY, epochs=1)))
+    os.rename(one, two)
+    second = runs.run(replace(first.config, dataset=two))
+    assert second.folder == first.folder and second.config.dataset == two
+    assert runs.network(replace(second.config, parent=second.config, prune=PruneConfig(0.5))).num_classes == 10
+    write_npz(three, replace(small, classes=(*digits.classes, "none of them")))
+    assert replace(first.config, dataset=three).key != second.key
 
 
 # other processes
