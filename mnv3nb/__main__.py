@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"mnv3nb {options.command}: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        print(f"mnv3nb {options.command}: {error}; pip install -r requirements.txt brings all packages", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"mnv3nb {options.command}: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -66,6 +66,7 @@ class RunConfig:
         p, t = self.prune, self.train
         what = f"λ={t.lam:g}" if not p else f"{p.criterion} {p.rate:.0%}" + ("" if p.inherit else " from scratch")
         what += f", widths to {p.multiple_of}" if p and p.multiple_of > 1 else ""
+        what += f", squeeze {p.squeeze}" if p and p.squeeze != PruneConfig.squeeze else ""
         defaults = TrainConfig()
         what += "".join(f" {v}" for v, d in ((t.penalty, defaults.penalty), (t.schedule, defaults.schedule)) if v != d)
         return f"{self.dataset} {what}, seed {t.seed}"

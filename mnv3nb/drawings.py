@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .complexity import count_parameters, layer_costs
 from .model import MobileNetV3Large
 from .pruning import threshold
-from .runs import Run
+from .store import Run
 
 # fill colours by role; pale enough for black text, and apart from each other in grey
 COLORS = {

@@ -21,7 +21,7 @@ from .maps import map_statistics
 from .model import DENSE_WIDTHS, MobileNetV3Large
 from .profiles import Profile
 from .pruning import keep_masks, prune
-from .runs import Run
+from .store import Run
 from .training import evaluate
 
 COSTS = {"parameters_m": ("parameters, M", ".2f"), "flops": ("FLOPs", ".2e"),

@@ -18,7 +18,7 @@ from .checkpoint import write_atomically
 from .complexity import count_flops, count_parameters
 from .data import default_home
 from .model import DENSE_WIDTHS, MobileNetV3Large
-from .runs import Run
+from .store import Run
 
 RUNS_MIME = "application/vnd.mnv3nb.runs+json"  # the keys of the runs behind an output, read back by the freshness test
 PAPER_STYLE = {"color": "black", "marker": "D", "markersize": 6, "linestyle": "none", "markerfacecolor": "white", "zorder": 5}

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .drawings import COLORS
-from .runs import Run
+from .store import Run
 
 
 def unit_costs(costs: pd.DataFrame) -> Figure:

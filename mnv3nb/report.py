@@ -10,7 +10,8 @@ from scipy import stats
 
 from .evidence import Item, items
 from .profiles import Profile
-from .runs import Run, Runs
+from .runs import Runs
+from .store import Run
 
 VERDICTS = ("reproduced", "not reproduced", "too few seeds", "cannot be checked")
 

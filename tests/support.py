@@ -9,9 +9,10 @@ import torch
 from hypothesis import strategies as st
 
 from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large
+from mnv3nb.config import RunConfig
 from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
-from mnv3nb.runs import RunConfig, Runs
+from mnv3nb.runs import Runs
 from mnv3nb.training import TrainConfig, recalibrate
 
 ROOT = Path(__file__).resolve().parent.parent

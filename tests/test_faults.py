@@ -16,11 +16,13 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jupyter_client.manager import start_new_kernel
 
 import mnv3nb.runs
 from mnv3nb.__main__ import main
@@ -28,7 +30,9 @@ from mnv3nb.checkpoint import load_model, load_tensors, save_model, save_tensors
 from mnv3nb.config import PruneConfig, RunConfig
 from mnv3nb.data import load_dataset
 from mnv3nb.model import MobileNetV3Large
-from mnv3nb.runs import FILES, Runs, read_run
+from mnv3nb.notebooks import run_notebooks
+from mnv3nb.runs import Runs
+from mnv3nb.store import FILES, read_run
 from mnv3nb.training import TrainConfig
 
 GRID = int(os.environ.get("MNV3NB_GRID", "12"))
@@ -107,6 +111,13 @@ def _child(*args, kill_after: float | None = None) -> int:
     return process.exitcode
 
 
+def _wait_for(path: Path, pattern: str | None = None) -> None:
+    deadline = time.monotonic() + 60
+    while not (any(path.glob(pattern)) if pattern else path.exists()):
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
 def _assert_clean(folder: Path) -> None:
     """Whatever was killed: each file that is there under its own name is whole."""
     for path in folder.glob("*.safetensors"):
@@ -180,6 +191,80 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     ):
         pass
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_read_only_disk_is_read_from_and_never_half_written(small_disk, tmp_path, capsys):
+    config = RunConfig("digits", TrainConfig(epochs=0, batch_size=2), train_images=4)
+    save_tensors(small_disk / "t.safetensors", {"a": torch.zeros(10)}, {"n": 1})
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError, match=r"cannot write .*t\.safetensors .*: Read-only file system"):
+        save_tensors(small_disk / "t.safetensors", {"a": torch.ones(10)}, {"n": 2})
+    with pytest.raises(OSError, match="Read-only file system"):
+        Runs(small_disk / "runs", tmp_path / "none").run(config)
+    assert Runs(tmp_path / "runs", small_disk).find(config) is None
+    assert load_tensors(small_disk / "t.safetensors")[1] == {"n": 1}
+    assert [path.name for path in small_disk.iterdir()] == ["t.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def long(config, tmp_path_factory):
+    """A run of 30 short epochs, and its folder when nobody disturbs it."""
+    store = tmp_path_factory.mktemp("long")
+    long = replace(config.parent, train=replace(config.parent.train, epochs=30))
+    assert _child(store, long) == 0
+    return long, store / long.key
+
+
+CELLS = (
+    """
+from pathlib import Path
+from mnv3nb.config import RunConfig
+from mnv3nb.runs import Runs
+from mnv3nb.training import TrainConfig
+runs = Runs({store!r}, "none", progress=False)
+""",
+    "run = runs.run({config!r})",
+)
+
+
+@posix
+def test_a_kernel_interrupted_in_a_run_goes_on_when_the_cell_is_run_again(long, tmp_path):
+    config, reference = long
+    setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
+    manager, client = start_new_kernel()
+    try:
+        assert client.execute_interactive(setup, timeout=120)["content"]["status"] == "ok"
+        request = client.execute(train)
+        _wait_for(tmp_path / config.key / "state.safetensors")
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        assert reply["parent_header"]["msg_id"] == request and reply["content"]["ename"] == "KeyboardInterrupt"
+        _assert_clean(tmp_path / config.key)
+        assert not (tmp_path / config.key / "result.json").exists()
+        assert client.execute_interactive(train, timeout=120)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert (tmp_path / config.key / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+
+
+@posix
+def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long, tmp_path, monkeypatch):
+    config, reference = long
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
+    hang = "import itertools, os, time\nreal, calls = os.replace, itertools.count()\n" \
+           "os.replace = lambda *a: time.sleep(600) if stuck and next(calls) == 9 else real(*a)"  # fmt: skip
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in ("profile = ''\nstuck = False", setup, hang, train)]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "00_train.ipynb")
+    (failure,) = run_notebooks(None, 20, tmp_path, profile="smoke", stuck=True)
+    assert "00_train.ipynb" in failure
+    _assert_clean(tmp_path / config.key)
+    assert load_tensors(tmp_path / config.key / "state.safetensors")[1]["history"][-1]["epoch"] >= 3
+    assert run_notebooks(None, 120, tmp_path, profile="smoke") == []
+    assert (tmp_path / config.key / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
 
 
 @posix
@@ -369,9 +454,7 @@ def _grid(home: str, workers: str) -> None:
 def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code, workers):
     process = FORK.Process(target=_grid, args=(str(tmp_path), workers))
     process.start()
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/config.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait_for(tmp_path, "runs/*/config.json")
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == code

@@ -7,7 +7,8 @@ import pytest
 
 from mnv3nb import evaluate, load_dataset, paper
 from mnv3nb.profiles import EXPERIMENTS, PROFILES
-from mnv3nb.runs import Runs, read_run
+from mnv3nb.runs import Runs
+from mnv3nb.store import read_run
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))

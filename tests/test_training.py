@@ -20,7 +20,8 @@ from mnv3nb.checkpoint import load_tensors, save_tensors
 from mnv3nb.config import PruneConfig, RunConfig
 from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
-from mnv3nb.runs import FILES, Runs
+from mnv3nb.runs import Runs
+from mnv3nb.store import FILES
 from mnv3nb.training import learning_rate, recalibrate
 
 NAMES = sorted([*FILES, "result.json"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mnv3nb.data import default_home
-from mnv3nb.runs import environment
+from mnv3nb.store import environment
 
 FOLDER = default_home() / "figures" / "bench"  # before the tests move $MNV3NB_HOME
 

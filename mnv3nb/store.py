@@ -1,0 +1,154 @@
+"""A run's folder: what is written, in which order, and what must be true before it is believed again."""
+
+import csv
+import hashlib
+import io
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from .checkpoint import load_model, load_tensors, write_atomically
+from .config import FORMAT, RunConfig
+from .data import CHECKSUMS
+from .model import MobileNetV3Large
+
+FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: `folder` with config.json, metrics.csv, filters.safetensors, model.safetensors and result.json.
+
+    `result`: accuracy (last epoch, test), accuracy_before (before the first step), parameters, widths, squeeze, seconds,
+    images_per_second, environment. A recorded run may come without its model.
+    """
+
+    config: RunConfig
+    folder: Path
+    result: dict
+
+    @property
+    def key(self) -> str:
+        return self.config.key
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, in [0, 1]."""
+        return self.result["accuracy"]
+
+    @property
+    def history(self) -> list[dict]:
+        """One dict an epoch, as `train` returns."""
+        with open(self.folder / "metrics.csv", newline="") as file:
+            return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+    @property
+    def gamma(self) -> list[Tensor]:
+        """γ of the 15 expansions after the last epoch, each (width,)."""
+        return self._filters("gamma")
+
+    @property
+    def sparsity(self) -> list[Tensor]:
+        """S of the 15 expansions' filters after the last epoch, each (width,)."""
+        return self._filters("sparsity")
+
+    @property
+    def importance(self) -> list[Tensor]:
+        """m = |γ|·S (Eq. 5), each (width,)."""
+        return [g.abs() * s for g, s in zip(self.gamma, self.sparsity)]
+
+    def model(self) -> MobileNetV3Large:
+        """The trained network; raises FileNotFoundError, saying how to make it, if a recorded run came without it."""
+        path = self.folder / "model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"run {self.key} ({self.config.label}) is recorded without its model; Runs.run(config, model=True) trains it"
+            )
+        return load_model(path)
+
+    def _filters(self, name: str) -> list[Tensor]:
+        tensors, _ = load_tensors(self.folder / "filters.safetensors")
+        return [tensors[f"{name}.{i}"] for i in range(len(self.result["widths"]))]
+
+
+def read_run(folder: Path) -> Run:
+    """The finished run in `folder`; raises ValueError if a file is damaged, missing or belongs to another config."""
+    try:
+        stored = json.loads((folder / "config.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        config = RunConfig.from_dict(stored["config"])
+        key, digests, checksum = config.name(stored["data"]), dict(result["sha256"]), result.pop("checksum")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
+    known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
+    if stored.get("format") != FORMAT or folder.name != key or not known:
+        raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}), so it is from another version or was edited")
+    if checksum != _json_digest(result):
+        raise ValueError(f"{folder / 'result.json'}: its checksum does not match; delete or restore {folder}")
+    for name in FILES:
+        path, digest = folder / name, digests.get(name)
+        if name == "model.safetensors" and not path.exists():
+            continue
+        if not path.is_file() or _file_digest(path) != digest:
+            raise ValueError(f"{path} is missing or its checksum does not match; delete or restore {folder}")
+    return Run(config, folder, result)
+
+
+def write_metrics(path: Path, history: list[dict]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with write_atomically(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_json(path: Path, value: dict) -> None:
+    with write_atomically(path) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def write_result(folder: Path, result: dict) -> None:
+    """result.json, the last file of a run: its presence says that the others are whole, its checksums that they stay so."""
+    result = result | {"sha256": {name: _file_digest(folder / name) for name in FILES if (folder / name).exists()}}
+    write_json(folder / "result.json", result | {"checksum": _json_digest(result)})
+
+
+def environment(device: torch.device) -> dict:
+    """Hardware, versions, commit and date of a run."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "hardware": hardware, "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "torch": torch.__version__, "torchvision": torchvision.__version__, "commit": commit,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _json_digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
