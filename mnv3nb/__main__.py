@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     prune.add_argument("--fold-bias", action="store_true", help="keep the constants of removed channels; for use as it is")
     prune.add_argument("--out", required=True, help="a .safetensors file")
 
-    export = commands.add_parser("export", help="write a stored network as ONNX", allow_abbrev=False)
+    export = commands.add_parser("export", help="write a stored network for other programs", allow_abbrev=False)
     export.add_argument("model", help="a .safetensors file")
-    export.add_argument("out", help="an .onnx file")
+    export.add_argument("out", help="an .onnx, .pt2 (torch.export) or .safetensors (half precision) file")
     export.add_argument("--image-size", type=int, help="pixels; default: the size it was trained at")
 
     options = parser.parse_args(arguments)
@@ -126,14 +126,19 @@ def _prune(options) -> int:
 
 
 def _export(options) -> int:
-    from .checkpoint import check_ending, export_onnx, load_model
+    from .checkpoint import check_ending, export_onnx, export_program, load_model, save_model
 
-    check_ending(options.out, ".onnx")
+    check_ending(options.out, ".onnx", ".pt2", ".safetensors")
     model = load_model(options.model)
+    if options.out.endswith(".safetensors"):
+        metadata = {key: value for key, value in model.metadata.items() if key != "accuracy"}  # that was in full precision
+        save_model(model, options.out, half=True, **metadata)
+        print(f"written: {options.out}, convolutions and linear layers in half precision")
+        return 0
     size = options.image_size or model.metadata.get("image_size")
     if not size:
         raise ValueError(f"{options.model} does not say its image size; give --image-size")
-    export_onnx(model, options.out, size)
+    (export_onnx if options.out.endswith(".onnx") else export_program)(model, options.out, size)
     print(f"written: {options.out}, input images (batch, 3, {size}, {size}) in [-1, 1], output logits")
     return 0
 

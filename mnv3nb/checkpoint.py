@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -126,13 +127,28 @@ def export_onnx(model: MobileNetV3Large, path: str | os.PathLike, image_size: in
     The batch is dynamic. Needs the packages onnx and onnxscript. Raises ValueError for another ending than .onnx.
     """
     check_ending(path, ".onnx")
-    x = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
     program = torch.onnx.export(
-        model.eval(), (x,), dynamo=True, opset_version=18, verbose=False, input_names=["images"],
-        output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )  # fmt: skip
+        _program(model, image_size), dynamo=True, opset_version=18, verbose=False, input_names=["images"], output_names=["logits"]
+    )
     with write_atomically(path) as file:
         file.write(program.model_proto.SerializeToString())
+
+
+def export_program(model: MobileNetV3Large, path: str | os.PathLike, image_size: int) -> None:
+    """Write `model` as a torch.export program, input and output as in `export_onnx`; running it takes torch alone.
+
+    `torch.export.load(path).module()(images)` gives the logits. Raises ValueError for another ending than .pt2.
+    """
+    check_ending(path, ".pt2")
+    buffer = io.BytesIO()
+    torch.export.save(_program(model, image_size), buffer)
+    with write_atomically(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _program(model: MobileNetV3Large, image_size: int) -> torch.export.ExportedProgram:
+    x = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    return torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
 def _to_half(weight: Tensor, keep_sparsity: bool) -> Tensor:
@@ -159,6 +175,6 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def check_ending(path: str | os.PathLike, ending: str) -> None:
-    if not os.fspath(path).endswith(ending):
-        raise ValueError(f"the path must end in {ending}, got {os.fspath(path)!r}")
+def check_ending(path: str | os.PathLike, *endings: str) -> None:
+    if not os.fspath(path).endswith(endings):
+        raise ValueError(f"the path must end in {' or '.join(endings)}, got {os.fspath(path)!r}")

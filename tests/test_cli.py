@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from support import ROOT, lively, same_tensors
 
 from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score
@@ -84,7 +85,7 @@ def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
     refused(
         capsys, ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"], "does not say its image size; give --image-size"
     )
-    refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx")
+    refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx or \.pt2 or \.safetensors")
     refused(capsys, ["export", tmp_path / "none.safetensors", tmp_path / "m.onnx"], "no file")
     assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
 
@@ -98,6 +99,26 @@ def test_export_takes_the_stored_image_size_or_the_one_given(stored, tmp_path, c
     assert same_tensors(model.state_dict(), load_model(stored).state_dict())
     assert (path, image_size) == (str(tmp_path / "m.onnx"), size)
     assert f"(batch, 3, {size}, {size}) in [-1, 1]" in capsys.readouterr().out
+
+
+def test_export_writes_a_program_and_a_half_precision_copy_that_work_alike(stored, tmp_path, capsys):
+    program, half = tmp_path / "m.pt2", tmp_path / "half.safetensors"
+    for out in (program, half):
+        assert main(["export", str(stored), str(out)]) == 0
+        assert f"written: {out}" in capsys.readouterr().out
+    model, x = load_model(stored), torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(torch.export.load(program).module()(x), model(x), rtol=1e-4, atol=1e-4)
+    small = load_model(half)
+    assert half.stat().st_size < 0.55 * stored.stat().st_size
+    assert all(torch.equal(a, b) for a, b in zip(keep_masks(score(small), 0.5), keep_masks(score(model), 0.5)))
+    assert "accuracy" not in small.metadata and small.metadata["image_size"] == 32
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_is_one_line_that_says_what_to_do(stored, tmp_path, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    refused(capsys, ["export", stored, tmp_path / "m.onnx"], f"{package}.*; pip install -r requirements.txt")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 # grid
