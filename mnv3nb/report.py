@@ -1,14 +1,16 @@
 """Every number of the paper beside ours, with a verdict: reproduced, not reproduced, too few seeds, cannot be checked."""
 
 import math
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .evidence import Item, items
+from . import paper
+from .config import RunConfig
+from .evidence import HALF, Item, items
 from .profiles import Profile
 from .runs import Runs
 from .store import Run
@@ -101,6 +103,64 @@ def summary(table: pd.DataFrame, profile: str, seeds: int) -> str:
         *(f"- cannot be checked, {n}: {why}" for why, n in reasons.items()),
         *(f"- missing: `{command}`" for command in missing_commands(table)), "",
     ])  # fmt: skip
+
+
+def accuracies(p: Profile, runs: Runs, seeds: Iterable[int]) -> tuple[pd.DataFrame, list[Run]]:
+    """The paper's accuracies beside ours, of the runs that are there, in %, and those runs.
+
+    Columns: source, network, paper, ours (mean over seeds), half (half its 95 % interval; nan for one seed), before
+    (mean before fine-tuning), parameters_m, seeds. Several fine-tunings of one parent count as their mean.
+    """
+    rows, used, seeds = [], {}, list(seeds)
+    for source, network, printed, configs in _networks(p):
+        found = [[run for config in configs(seed) if (run := runs.find(config))] for seed in seeds]
+        used |= {run.key: run for group in found for run in group}
+        groups = [group for group in found if group]
+        if not groups:
+            continue
+        ours = [100 * np.mean([run.accuracy for run in group]) for group in groups]
+        before = [100 * run.result["accuracy_before"] for group in groups for run in group if run.config.prune]
+        low, high = interval(ours)
+        rows.append({
+            "source": source, "network": network, "paper": printed, "ours": np.mean(ours), "half": (high - low) / 2,
+            "before": np.mean(before) if before else math.nan,
+            "parameters_m": np.mean([run.result["parameters"] for group in groups for run in group]) / 1e6, "seeds": len(groups),
+        })  # fmt: skip
+    return pd.DataFrame(rows), list(used.values())
+
+
+def _networks(p: Profile) -> Iterator[tuple[str, str, float, Callable[[int], list[RunConfig]]]]:
+    """Table or figure, network, the paper's accuracy in % (nan: not printed) and a seed's runs."""
+    for lam, row in zip(sorted(p.lams), paper.FIGURE_6.sort_values("lam").itertuples()):
+        name = f"λ = {lam:g}" + (f" (paper: {row.lam:g})" if lam != row.lam else "")
+        yield "Figure 6", name, row.accuracy_pct, lambda seed, lam=lam: [p.sparse_run(lam, seed)]
+    yield from _curve("Table 3", paper.TABLE_3, (*p.rates, *p.collapse), lambda rate, seed: [p.pruned_run(rate, seed)])
+    for name in p.criteria:
+        printed = paper.TABLE_4_OURS_PCT if name == "gamma_sparsity" else math.nan
+        tuned = lambda seed, name=name: [p.pruned_run(HALF, seed, name, k) for k in range(p.repeats)]  # noqa: E731
+        yield "Table 4", f"{HALF:.0%} by {name}", printed, tuned
+    yield "Table 4", f"{HALF:.0%}, its shape from scratch", math.nan, partial(p.experiment, "scratch")
+    if p.second:
+        yield "Table 6", f"λ = {p.lam:g}, unpruned", paper.TABLE_6.accuracy_pct[0], lambda s: [p.sparse_run(None, s, p.second)]
+        second = lambda rate, seed: [p.pruned_run(rate, seed, dataset=p.second)]  # noqa: E731
+        yield from _curve("Table 6", paper.TABLE_6, p.second_rates, second)
+
+
+def _curve(source: str, table: pd.DataFrame, rates: Iterable[float], runs: Callable[[float, int], list[RunConfig]]):
+    printed = dict(zip(table.rate[1:], table.accuracy_pct[1:]))  # the first row is of the unpruned network
+    for rate in rates:
+        name = f"{rate:.0%} pruned" if rate else "not pruned, fine-tuned as long"
+        yield source, name, printed.get(rate, math.nan), partial(runs, rate)
+
+
+def accuracies_page(table: pd.DataFrame) -> str:
+    """The table of `accuracies` as markdown."""
+    ours = table.ours.map("{:.2f}".format) + table.half.map(lambda half: "" if math.isnan(half) else f" ± {half:.2f}")
+    shown = pd.DataFrame({
+        "paper, %": table.paper.map(_show), "here, %": ours, "before fine-tuning, %": table.before.map(_show),
+        "parameters, M": table.parameters_m.map("{:.2f}".format), "seeds": table.seeds,
+    }).set_index(table.source + ": " + table.network)  # fmt: skip
+    return "\n".join(_markdown(shown)) + "\n"
 
 
 def missing_commands(table: pd.DataFrame) -> list[str]:
