@@ -24,7 +24,8 @@ _LATENCY_DIGITS = _LATENCY | {
     "rates": (0.5, 0.6, 0.65, 0.7), "rounds": 15, "slow_rounds": 2, "quantized": 3, "calibration": 32, "compile_seconds": 90,
 }  # fmt: skip
 _LATENCY_SMOKE = _LATENCY_DIGITS | {
-    "rates": (0.5,), "image_size": 32, "batches": (1,), "rounds": 3, "widths": 4, "neighbours": 2, "quantized": 2, "compile_seconds": 0,
+    "rates": (0.5,), "image_size": 32, "batches": (1,), "rounds": 3, "widths": 4, "neighbours": 2, "quantized": 2,
+    "compile_seconds": 0,
 }  # fmt: skip
 
 
