@@ -1,12 +1,15 @@
 """The recorded runs in results/: whole, named by their config, ended where the config says, and true."""
 
 import os
+import statistics
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mnv3nb import evaluate, load_dataset, paper
+from mnv3nb import evaluate, load_dataset
 from mnv3nb.profiles import EXPERIMENTS, PROFILES
+from mnv3nb.report import accuracies, accuracies_page
 from mnv3nb.runs import Runs
 from mnv3nb.store import read_run
 
@@ -54,28 +57,25 @@ def test_a_stored_model_has_its_recorded_accuracy(folder):
     assert abs(round(accuracy * 1000) - run.result["stored_correct_1000"]) <= 2
 
 
-def readme_rows() -> list[str]:
-    """The README's table of the recorded CIFAR-10 runs, made from the runs and the paper's numbers."""
-    p, runs = PROFILES["cpu"], Runs(RESULTS / "none", RESULTS)
-    paper_of = paper.FIGURE_6.set_index("lam").accuracy_pct
-    rows = [
-        ("trained plainly, λ = 0", paper_of[0.0], p.sparse_run(0.0)),
-        (f"trained sparsely, λ = {p.lam:g} (paper: {paper.CHOSEN_LAM:g})", paper_of[paper.CHOSEN_LAM], p.sparse_run()),
-        ("the same, fine-tuned without pruning: the fair baseline", None, p.pruned_run(0.0)),
-        ("pruned at 50 % and fine-tuned", paper.TABLE_4_OURS_PCT, p.pruned_run(0.5)),
-    ]
-    lines = []
-    for text, theirs, config in rows:
-        run = runs.find(config)
-        before = f"{run.result['accuracy_before']:.2%}" if config.prune else ""
-        lines.append(
-            f"| {text} | {f'{theirs:.2f} %' if theirs else '–'} | {run.accuracy:.2%} | {before} | "
-            f"{run.result['parameters']:,} | `{run.key}` |"
-        )
-    return [line.replace("%", " %").replace("  %", " %") for line in lines]
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_readme_says_what_the_recorded_runs_say(name):
+    table, used = accuracies(PROFILES[name], Runs(RESULTS / "none", RESULTS), range(3))
+    assert {run.folder.parent for run in used} == {RESULTS}
+    assert accuracies_page(table).strip() in (RESULTS.parent / "README.md").read_text()
 
 
-def test_the_readme_says_what_the_recorded_runs_say():
-    text = (RESULTS.parent / "README.md").read_text()
-    for row in readme_rows():
-        assert row in text
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_accuracies_are_those_of_the_runs(name):
+    """By hand, for the rows that people quote."""
+    p, runs = PROFILES[name], Runs(RESULTS / "none", RESULTS)
+    table = accuracies(p, runs, range(3))[0].set_index(["source", "network"])
+    for row, config in (
+        (("Figure 6", "λ = 0"), partial(p.sparse_run, 0.0)),
+        (("Table 3", "not pruned, fine-tuned as long"), partial(p.pruned_run, 0.0)),
+        (("Table 3", "50% pruned"), partial(p.pruned_run, 0.5)),
+    ):
+        values = [100 * run.accuracy for seed in range(3) if (run := runs.find(config(seed=seed)))]
+        assert len(values) == table.seeds[row] and table.ours[row] == pytest.approx(sum(values) / len(values))
+        if len(values) == 3:  # Student's t of 2 degrees of freedom
+            assert table.half[row] == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5, rel=1e-5)
+    assert table.paper["Figure 6", "λ = 0"] == 88.28 and table.paper["Table 3", "50% pruned"] == 88.55
