@@ -1,5 +1,6 @@
 """Our loops beside what one writes without thinking of speed, in the same process, turn by turn."""
 
+import contextlib
 import copy
 import time
 
@@ -82,6 +83,33 @@ def test_training_against_a_plain_loop(benchmark, photos, record):
     config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32, augment="crop_flip")
     result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), plain)
     record("speed", what="training, 32 px, batch 64", against=PLAIN, **result)
+
+
+def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record, monkeypatch):
+    config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32)
+    mine, other = MobileNetV3Large(), MobileNetV3Large()
+
+    def without():
+        with monkeypatch.context() as patch:
+            patch.setattr("mnv3nb.training.SmallMaps", contextlib.nullcontext)
+            train(other, photos, config, device="cpu", progress=False)
+
+    result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), without)
+    record("speed", what="training, 32 px, batch 64", against="the same loop without small_maps.py", **result)
+
+
+def test_where_a_step_spends_its_time(photos, record):
+    """Shares of a training step by operation, on the GPU if there is one."""
+    config, model = TrainConfig(epochs=1, batch_size=BATCH, image_size=32), MobileNetV3Large()
+    train(model, photos, config, progress=False)
+    with torch.profiler.profile() as profile:
+        train(model, photos, config, progress=False)
+    events, on_gpu = profile.key_averages(), next(model.parameters()).is_cuda
+    times = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events}
+    calls = {e.key: e.count / (IMAGES // BATCH) for e in events}
+    for name in sorted(times, key=times.get, reverse=True)[:12]:
+        share = 100 * times[name] / sum(times.values())
+        record("step", operation=name, share_pct=round(share, 1), calls_a_step=round(calls[name], 1))
 
 
 def test_evaluation_against_a_plain_loop(benchmark, photos, record):
