@@ -158,11 +158,16 @@ class Runs:
         first, data = plan[0].train, _data(plan[0])
         count = min(len(data.train_images), 4 * first.batch_size)
         few = replace(data.subset(count), test_images=data.test_images[:2], test_labels=data.test_labels[:2])
-        model = _fresh(first, len(data.classes))
-        for _ in range(2):  # the first time warms up
-            row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
-        workers = int(os.environ.get("MNV3NB_WORKERS", "1"))
-        return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (min(workers, len(plan)) - 1))
+        model, threads = _fresh(first, len(data.classes)), torch.get_num_threads()
+        workers = min(int(os.environ.get("MNV3NB_WORKERS", "1")), len(plan))
+        try:
+            if workers > 1:
+                torch.set_num_threads(1)  # as they have
+            for _ in range(2):  # the first time warms up
+                row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
+        finally:
+            torch.set_num_threads(threads)
+        return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (workers - 1))
 
     def record(self, config: RunConfig, model: bool = False) -> Run:
         """Copy a finished run to `recorded`, for shipping: without its network or, with `model=True`, half as large.
