@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-import torch
+from .training import pick_device
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,10 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--image-size", type=int, help="pixels; default: the size it was trained at")
 
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("MNV3NB_WORKERS", str(min(8, os.cpu_count() or 1)))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if pick_device(getattr(options, "device", None)).type == "cpu":
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            os.environ.setdefault("MNV3NB_WORKERS", str(min(8, cores)))
         return {"figures": _figures, "grid": _grid, "prune": _prune, "export": _export}[options.command](options)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"mnv3nb {options.command}: {error}", file=sys.stderr)
@@ -90,7 +91,7 @@ def _grid(options) -> int:
     from .runs import Runs
 
     profile = get_profile(options.profile)
-    names = options.only.split(",") if options.only else EXPERIMENTS
+    names = [name.strip() for name in options.only.split(",")] if options.only else EXPERIMENTS
     configs = [config for name in names for config in profile.experiment(name, options.seed)]
     runs = Runs(device=options.device)
     missing = runs.plan(configs)
@@ -100,26 +101,26 @@ def _grid(options) -> int:
     if options.dry_run:
         return 0
     print(f"expected here: about {runs.expected_seconds(configs) / 60:.1f} min; stop at any time, the same command goes on")
-    runs.run_grid(configs)
-    if options.record:
-        shown = (
-            *profile.experiment("baseline"),
-            *profile.experiment("table5"),
-            profile.pruned_run(0.0),
-        )  # notebook 07 needs them
-        shipped = {config.key for config in shown}
-        for config in configs:
-            runs.record(config, model=config.key in shipped)
+    try:
+        runs.run_grid(configs)
+    finally:  # what is there is recorded, also if some runs diverge
+        if options.record:
+            shown = (*profile.experiment("baseline"), *profile.experiment("table5"), profile.pruned_run(0.0))  # notebook 07
+            shipped = {config.key for config in shown}
+            for config in filter(runs.find, configs):
+                runs.record(config, model=config.key in shipped)
     return 0
 
 
 def _prune(options) -> int:
     from .checkpoint import check_ending, load_model, save_model
     from .complexity import count_flops, count_parameters
-    from .importance import score
+    from .importance import NEEDS_DATA, score
     from .pruning import keep_masks, prune
 
     check_ending(options.out, ".safetensors")
+    if options.criterion in NEEDS_DATA:
+        raise ValueError(f"criterion {options.criterion!r} needs images, which only Python can give: score(model, ..., batches)")
     model = load_model(options.model)
     masks = keep_masks(score(model, options.criterion), options.rate, options.multiple_of, budget=options.budget)
     small = prune(model, masks, fold_bias=options.fold_bias, image_size=model.metadata.get("image_size", 224))
@@ -128,7 +129,8 @@ def _prune(options) -> int:
     save_model(small, options.out, **(metadata | {"pruned": pruned}))
     for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
         print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
-    print(f"widths: {' '.join(map(str, small.widths))}\nwritten: {options.out}; fine-tune it before use")
+    advice = "" if options.fold_bias else "; fine-tune it before use"
+    print(f"widths: {' '.join(map(str, small.widths))}\nwritten: {options.out}{advice}")
     return 0
 
 
@@ -142,8 +144,10 @@ def _export(options) -> int:
         save_model(model, options.out, half=True, **metadata)
         print(f"written: {options.out}, convolutions and linear layers in half precision")
         return 0
-    size = options.image_size or model.metadata.get("image_size")
-    if not size:
+    size = model.metadata.get("image_size") if options.image_size is None else options.image_size
+    if size is not None and size < 1:
+        raise ValueError(f"--image-size must be at least 1 pixel, got {size}")
+    if size is None:
         raise ValueError(f"{options.model} does not say its image size; give --image-size")
     (export_onnx if options.out.endswith(".onnx") else export_program)(model, options.out, size)
     print(f"written: {options.out}, input images (batch, 3, {size}, {size}) in [-1, 1], output logits")

@@ -21,8 +21,11 @@ def unit_costs(
     `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels; sums over the units
     differ from the network's by the stem, head and classifier. Raises ValueError for another cost or number of units.
     """
-    if cost not in COSTS or len(dense) != len(UNITS):
-        raise ValueError(f"the cost must be one of {', '.join(COSTS)}, of {len(UNITS)} units; got {cost!r} of {len(dense)}")
+    if cost not in COSTS or len(dense) != len(UNITS) or multiple_of < 1:
+        raise ValueError(
+            f"the cost must be one of {', '.join(COSTS)}, of {len(UNITS)} units, at multiples of 1 or more; "
+            f"got {cost!r} of {len(dense)} at multiples of {multiple_of}"
+        )
     tables, channels, sides = [], STEM, map_sides(image_size)
     for (kernel, _, out, has_se, act, _), widest, a, b in zip(UNITS, dense, sides, sides[1:]):
         before, after, relu, table = a**2, b**2, act == "RE", {}

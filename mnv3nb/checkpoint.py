@@ -83,8 +83,11 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         digest, text = json.loads(header[FORMAT])
         if digest != _digest(tensors, text):
             raise ValueError(f"{path} is damaged: its checksum does not match; copy or make it again")
-        return tensors, json.loads(text)
-    except (SafetensorError, json.JSONDecodeError, AttributeError, UnicodeError) as error:
+        metadata = json.loads(text)
+        if not isinstance(metadata, dict):
+            raise ValueError(f"{path} was not written by mnv3nb (its metadata is no object)")
+        return tensors, metadata
+    except (SafetensorError, json.JSONDecodeError, AttributeError, TypeError, RecursionError, UnicodeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or make it again") from error
 
 

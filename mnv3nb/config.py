@@ -4,8 +4,9 @@ import hashlib
 import json
 from dataclasses import MISSING, dataclass, field, fields
 
-from .data import data_checksum
+from .data import data_checksum, lookup
 from .importance import CRITERIA
+from .pruning import SQUEEZES
 from .training import TrainConfig
 
 FORMAT = 2  # part of every run's name: raise it when the same config would train something else
@@ -24,6 +25,17 @@ class PruneConfig:
     min_width: int = 1
     squeeze: str = "paper"
     inherit: bool = True
+
+    def __post_init__(self):
+        lookup(CRITERIA, self.criterion, "criterion")
+        lookup(dict.fromkeys(SQUEEZES), self.squeeze, "squeeze")
+        if isinstance(self.rate, bool) or not isinstance(self.rate, int | float) or not 0 <= self.rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+        object.__setattr__(self, "rate", float(self.rate))  # 0 and 0.0 are one name
+        for name, least in (("multiple_of", 1), ("min_width", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,6 @@ class RunConfig:
             raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
         if self.parent and self.parent.dataset != self.dataset:
             raise ValueError(f"a run has its parent's data set: got {self.dataset!r}, the parent has {self.parent.dataset!r}")
-        if self.prune and self.prune.criterion not in CRITERIA:
-            raise ValueError(f"unknown criterion {self.prune.criterion!r}; allowed: {', '.join(CRITERIA)}")
 
     @property
     def key(self) -> str:

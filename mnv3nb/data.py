@@ -6,14 +6,16 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -68,15 +70,25 @@ def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | 
         return _verified(name, _digits())
     folder = Path(data_dir or os.environ.get("MNV3NB_DATA") or default_home() / "data")
     path = Path(name) if name.endswith(".npz") else folder / f"{name}.npz"
-    if not name.endswith(".npz") and name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown data set {name!r}; {hint}Allowed: {', '.join(NAMES)}, or the path of an .npz file")
+    if not name.endswith(".npz"):
+        lookup(CHECKSUMS, name, "data set", ", or the path of an .npz file")
     if not path.exists():
         if name not in NAMES:
             raise FileNotFoundError(f"no data file {path}; give the path of an .npz with {', '.join(KEYS)}")
-        _download_cifar(name, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # of several processes one downloads
+            if not path.exists():
+                _download_cifar(name, path)
     return _read_npz(path) if name.endswith(".npz") else _verified(name, _read_npz(path))
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str, more: str = "") -> Any:
+    """`table[name]`; raises ValueError that names the nearest name and all that are allowed."""
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}Allowed: {', '.join(table)}{more}")
+    return table[name]
 
 
 def data_checksum(name_or_path: str | os.PathLike) -> str:
@@ -106,6 +118,8 @@ def default_home() -> Path:
 
 def to_input(images: Tensor, image_size: int) -> Tensor:
     """uint8 (N, 3, H, W) -> float32 in [-1, 1], resized bilinearly to `image_size` pixels, channels_last."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     x = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
     if x.shape[-2:] != (image_size, image_size):
         x = F.interpolate(x, size=(image_size, image_size), mode="bilinear", align_corners=False)
@@ -241,7 +255,8 @@ def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...
         if labels.min() < 0 or labels.max() >= allowed:
             raise ValueError(f"{source}: labels run from {labels.min()} to {labels.max()}, allowed are 0 to {allowed - 1}")
         labels = labels.astype(np.int64)
-        order = np.argsort([hashlib.blake2b(im.tobytes() + bytes(la), digest_size=8).digest() for im, la in zip(images, labels)])
+        pairs = (image.tobytes() + bytes(int(label)) for image, label in zip(images, labels))  # a label: so many zero bytes
+        order = np.argsort([hashlib.blake2b(pair, digest_size=8).digest() for pair in pairs])
         images = images[order]
         images = np.repeat(images[:, None], 3, axis=1) if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         tensors[f"{split}_images"] = torch.from_numpy(np.ascontiguousarray(images))

@@ -59,8 +59,8 @@ def torch_runner(model: nn.Module, batch: int, image_size: int, device: str = "c
     @torch.inference_mode()
     def infer() -> None:
         run(x)
-        if x.is_cuda:
-            torch.cuda.synchronize()
+        if not x.is_cpu:
+            torch.accelerator.synchronize()
 
     return infer
 

@@ -20,7 +20,7 @@ from .importance import score
 from .maps import map_statistics
 from .model import DENSE_WIDTHS, MobileNetV3Large
 from .profiles import Profile
-from .pruning import keep_masks, prune
+from .pruning import emptied_at, keep_masks, prune
 from .store import Run
 from .training import evaluate
 
@@ -243,10 +243,8 @@ def _jump(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def _collapse(run: Run) -> float:
-    """The smallest rate, in %, that empties a layer: where the best filter of some layer goes."""
-    m = torch.cat(run.importance)
-    place = m.argsort(stable=True).argsort().split([len(part) for part in run.importance])
-    return 100 * min(int(part.max()) for part in place) / len(m)
+    """The smallest rate, in %, that empties a layer."""
+    return 100 * min(emptied_at(run.importance))
 
 
 def _gathers(*runs: Run) -> float:

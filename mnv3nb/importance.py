@@ -1,7 +1,6 @@
 """How much each filter of the 15 expansion convolutions matters: the paper's m = |γ|·S and what it is compared with."""
 
 import copy
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import to_input
+from .data import lookup, to_input
 from .model import MobileNetV3Large
 
 
@@ -102,10 +101,7 @@ def score(
     "taylor", gradients are averaged over them. `seed`: only for "random". Raises ValueError for an unknown criterion,
     missing batches, or a score that is not finite.
     """
-    if criterion not in CRITERIA:
-        near = difflib.get_close_matches(criterion, CRITERIA, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown criterion {criterion!r}; {hint}Allowed: {', '.join(CRITERIA)}")
+    function = lookup(CRITERIA, criterion, "criterion")
     grads = {}
     if criterion in NEEDS_DATA:
         if batches is None:
@@ -116,7 +112,7 @@ def score(
     for i, unit in enumerate(model.units):
         weight, bn = unit.expand[0].weight.detach().cpu(), unit.expand[1]
         expansion = Expansion(weight, bn.weight.detach().cpu(), bn.bias.detach().cpu(), *grads.get(i, (None, None)), generator)
-        scores.append(CRITERIA[criterion](expansion))
+        scores.append(function(expansion))
         if not scores[-1].isfinite().all():
             raise ValueError(f"criterion {criterion!r} gives scores that are not finite in unit {i}: has the training diverged?")
     return scores

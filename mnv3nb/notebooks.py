@@ -4,13 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+import psutil
 
 from .checkpoint import write_atomically
 from .data import default_home
@@ -91,10 +91,8 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
         code = process.wait(timeout=timeout + 30)
     except subprocess.TimeoutExpired:
         code = f"no end after {timeout:.0f} s"
-    except BaseException:
+    finally:
         _kill(process)
-        raise
-    _kill(process)
     if not copy.is_file():
         return f"papermill ended with {code} and left no copy"
     notebook = nbformat.read(copy, as_version=4)
@@ -109,9 +107,12 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Ends papermill and its kernel, also one that hangs after its last cell."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
+    """Ends papermill, its kernel, which has a session of its own, and whatever the kernel started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
     process.wait()
 
 

@@ -11,13 +11,13 @@ import seaborn as sns
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
-from scipy import stats
 
 from . import paper
 from .checkpoint import write_atomically
 from .complexity import count_flops, count_parameters
 from .data import default_home
 from .model import DENSE_WIDTHS, MobileNetV3Large
+from .report import interval
 from .store import Run
 
 RUNS_MIME = "application/vnd.mnv3nb.runs+json"  # the keys of the runs behind an output, read back by the freshness test
@@ -66,11 +66,10 @@ def _caption(path: Path, runs: Iterable[Run]) -> None:
     display({"text/markdown": text, "text/plain": text, RUNS_MIME: [r.key for r in runs]}, raw=True)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean of independent `values` and half the width of its `level` confidence interval (Student's t); nan for one value."""
-    n = len(values)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return float(np.mean(values)), float(half)
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent `values` and half the width of its 95 % interval (Student's t); nan for one value."""
+    low, high = interval(values)
+    return float(np.mean(values)), float(high - low) / 2
 
 
 def cost_table(runs: Iterable[Run], num_classes: int = 10) -> pd.DataFrame:

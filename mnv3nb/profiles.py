@@ -1,10 +1,10 @@
 """Profiles: every number of every experiment, and the runs that each figure and table of the paper is drawn from."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .config import PruneConfig, RunConfig
+from .data import lookup
 from .importance import CRITERIA
 from .pruning import SQUEEZES
 from .training import TrainConfig
@@ -90,14 +90,6 @@ class Profile:
 def get_profile(name: str) -> Profile:
     """The profile of that name; raises ValueError, with the nearest name, if there is none."""
     return lookup(PROFILES, name, "profile")
-
-
-def lookup(table: dict, name: str, what: str):
-    if name not in table:
-        near = difflib.get_close_matches(str(name), table, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}Allowed: {', '.join(table)}")
-    return table[name]
 
 
 def _gamma_study(p: Profile, seed: int) -> list[RunConfig]:

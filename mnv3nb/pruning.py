@@ -22,9 +22,10 @@ def keep_masks(
     index): for distinct scores that is "keep m > t" with t = `threshold(scores, rate)`, and 2 507 of 5 016 stay at 0.5
     (Table 5). A layer left with less than `min_width` keeps its best `min_width`; with `min_width=0` an emptied layer
     is an error, the paper's collapse at 70 %. `multiple_of=k` then moves each width to the nearest multiple of k (at
-    least k, at most the largest within the layer; a layer narrower than k stays whole), best scores first. Rounding may
-    cost more than was asked for: with `budget` "filters", "parameters" or "flops" the multiples of k are instead chosen by
-    `fit_widths` to keep the highest total score at no more of it than the widths before rounding.
+    least k and `min_width`, at most the largest within the layer; a layer narrower than k stays whole), best scores first.
+    Rounding may cost more than was asked for: with `budget` "filters", "parameters" or "flops" (of `prune`'s
+    squeeze="paper") the multiples of k are instead chosen by `fit_widths` to keep the highest total score at no more of it
+    than the widths before rounding.
     Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, an emptied layer, a `multiple_of` larger
     than every layer, or a budget too small for the multiples.
     """
@@ -50,7 +51,7 @@ def keep_masks(
         tables = unit_costs(budget, dense, multiple_of)
         wide = [{w: c for w, c in t.items() if w >= min(min_width, max(t))} for t in tables]
         return top_masks(scores, fit_widths(scores, wide, limit))
-    return top_masks(scores, [_align(width, len(s), multiple_of) for width, s in zip(widths, scores)])
+    return top_masks(scores, [_align(width, len(s), multiple_of, min_width) for width, s in zip(widths, scores)])
 
 
 def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
@@ -128,8 +129,9 @@ def prune(
     return small.train(model.training)
 
 
-def _align(width: int, dense: int, k: int) -> int:
-    return dense if dense < k else min(max(k, int(width / k + 0.5) * k), dense // k * k)
+def _align(width: int, dense: int, k: int, least: int) -> int:
+    least = max(k, -(-least // k) * k)
+    return dense if dense < k else min(max(least, int(width / k + 0.5) * k), dense // k * k)
 
 
 def _flatten(scores: Sequence[Tensor], rate: float) -> Tensor:

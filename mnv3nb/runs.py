@@ -54,7 +54,7 @@ class Runs:
             except (ValueError, OSError) as error:
                 print(f"skipping a damaged run: {error}", file=sys.stderr)
                 if store == self.folder:
-                    os.replace(folder, folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+                    self._set_aside(folder)
                 continue
             if not model or (folder / "model.safetensors").is_file():
                 return run
@@ -69,8 +69,7 @@ class Runs:
             if found.folder.parent == self.folder:  # of a process killed just before it would have removed it
                 (found.folder / "state.safetensors").unlink(missing_ok=True)
             return found
-        lock = FileLock(self.folder / ".locks" / config.key)
-        (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+        lock = self._lock(config.key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -81,6 +80,19 @@ class Runs:
         finally:
             lock.release()
 
+    def _lock(self, key: str) -> FileLock:
+        (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".locks" / key)
+
+    def _set_aside(self, folder: Path) -> None:
+        """Renames a damaged run's folder, unless a process is at work in it."""
+        with contextlib.suppress(Timeout, FileNotFoundError), self._lock(folder.name).acquire(timeout=0):
+            try:
+                read_run(folder)
+            except (ValueError, OSError):
+                if (folder / "result.json").is_file():
+                    os.replace(folder, folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+
     def run_grid(self, configs: Iterable[RunConfig], executor: Executor | None = None) -> list[Run]:
         """`run` for each config, in order; parents come first, every run is trained once.
 
@@ -89,19 +101,20 @@ class Runs:
         process of many threads. A run that diverges does not stop the rest: RuntimeError at the end lists all that failed.
         """
         configs = list(configs)
-        plan = self.plan(configs)
-        workers = min(int(os.environ.get("MNV3NB_WORKERS", "1")), len(plan))
+        missing = self._missing(configs)
+        plan = [config for config, _ in missing.values()]
+        workers = _workers(len(plan))
         with contextlib.ExitStack() as stack:
             if executor is None and workers > 1 and sum(map(_work, plan)) > WORTH_A_PROCESS:
                 executor = stack.enter_context(_processes(workers))
-            failed = self._work_through(plan, executor)
+            failed = self._work_through(missing, executor)
         if failed:
             raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
         return [self.run(c) for c in configs]
 
-    def _work_through(self, plan: list[RunConfig], executor: Executor | None) -> dict[str, str]:
-        waiting, running, failed = {c.key: c for c in plan}, {}, {}
-        start, done = time.perf_counter(), 0
+    def _work_through(self, missing: dict[str, tuple[RunConfig, bool]], executor: Executor | None) -> dict[str, str]:
+        waiting, running, failed = {key: config for key, (config, _) in missing.items()}, {}, {}
+        start, done, work = time.perf_counter(), 0, sum(map(_work, waiting.values()))
         while waiting or running:
             busy = {c.key for c in running.values()} | set(waiting)
             for config in list(waiting.values()):
@@ -110,7 +123,7 @@ class Runs:
                     failed[config.key] = f"{config.label}: its parent failed"
                     del waiting[config.key]
                 elif parent not in busy and (executor or not running):
-                    running[self._submit(config, executor)] = waiting.pop(config.key)
+                    running[self._submit(*missing[config.key], executor)] = waiting.pop(config.key)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 config = running.pop(future)
                 done += _work(config)
@@ -120,35 +133,39 @@ class Runs:
                     failed[config.key] = f"{config.label}: {error}"
                     continue
                 if self.progress:
-                    left = (time.perf_counter() - start) * (sum(map(_work, plan)) / done - 1)
-                    number = len(plan) - len(waiting) - len(running)
-                    text = f"run {number}/{len(plan)} {run.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
-                    print(f"{text}; about {left:.0f} s left", flush=True)
+                    left = (time.perf_counter() - start) * (work / done - 1)
+                    number = len(missing) - len(waiting) - len(running)
+                    text = f"{run.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
+                    print(f"run {number}/{len(missing)} {text}; about {left:.0f} s left", flush=True)
         return failed
 
-    def _submit(self, config: RunConfig, executor: Executor | None) -> Future:
+    def _submit(self, config: RunConfig, model: bool, executor: Executor | None) -> Future:
         if executor:
-            return executor.submit(_run_elsewhere, self, config)
+            return executor.submit(_run_elsewhere, self, config, model)
         future = Future()
         try:
-            future.set_result(self.run(config))
+            future.set_result(self.run(config, model))
         except FloatingPointError as error:
             future.set_exception(error)
         return future
 
     def plan(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
         """The runs still to train for `configs`, each once, parents before children."""
-        missing: dict[str, RunConfig] = {}
+        return [config for config, _ in self._missing(configs).values()]
+
+    def _missing(self, configs: Iterable[RunConfig]) -> dict[str, tuple[RunConfig, bool]]:
+        """By key: the config, and whether its network is needed, of a parent that was recorded without it, say."""
+        missing: dict[str, tuple[RunConfig, bool]] = {}
 
         def add(config: RunConfig, model: bool = False) -> None:
             if config.key not in missing and not self.find(config, model):
                 if config.parent:
                     add(config.parent, model=True)
-                missing[config.key] = config
+                missing[config.key] = config, model
 
         for config in configs:
             add(config)
-        return list(missing.values())
+        return missing
 
     def expected_seconds(self, configs: Iterable[RunConfig]) -> float:
         """How long the missing runs among `configs` will take here, reckoned from a few real steps of the first of them."""
@@ -159,14 +176,10 @@ class Runs:
         count = min(len(data.train_images), 4 * first.batch_size)
         few = replace(data.subset(count), test_images=data.test_images[:2], test_labels=data.test_labels[:2])
         model, threads = _fresh(first, len(data.classes)), torch.get_num_threads()
-        workers = min(int(os.environ.get("MNV3NB_WORKERS", "1")), len(plan))
-        try:
-            if workers > 1:
-                torch.set_num_threads(1)  # as they have
+        workers = _workers(len(plan))
+        with _threads(1 if workers > 1 else threads):  # as they have
             for _ in range(2):  # the first time warms up
                 row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
-        finally:
-            torch.set_num_threads(threads)
         return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (workers - 1))
 
     def record(self, config: RunConfig, model: bool = False) -> Run:
@@ -178,9 +191,12 @@ class Runs:
         run, folder = self.run(config, model), self.recorded / config.key
         if run.folder == folder:
             return run
+        for name in ("result.json", "model.safetensors"):  # first the one that says that the others are whole
+            (folder / name).unlink(missing_ok=True)
         for name in FILES[:3]:
+            content = (run.folder / name).read_bytes()
             with write_atomically(folder / name) as file:
-                file.write((run.folder / name).read_bytes())
+                file.write(content)
         result = {key: value for key, value in run.result.items() if key != "sha256"}
         if model:
             original, data, size = run.model(), _data(config), config.train.image_size
@@ -218,22 +234,24 @@ class Runs:
         model = self.network(config)
         for leftover in folder.glob(".*.part"):  # of a process killed while it wrote
             leftover.unlink()
-        state, history = None, None
+        state, history, threads = None, None, torch.get_num_threads()
         if (folder / "state.safetensors").exists():
             try:
                 state, metadata = load_tensors(folder / "state.safetensors")
-                history = metadata["history"]
+                history, threads = metadata["history"], metadata.get("threads", threads)
             except ValueError as error:
                 os.replace(folder / "state.safetensors", folder / f"state.damaged-{time.time_ns()}")
                 print(f"{error}; moved aside, the run starts anew", file=sys.stderr)
 
         def save(state: dict[str, Tensor], history: list[dict]) -> None:
-            save_tensors(folder / "state.safetensors", state, {"history": history})
+            metadata = {"history": history, "threads": torch.get_num_threads()}
+            save_tensors(folder / "state.safetensors", state, metadata)
             write_metrics(folder / "metrics.csv", history)
 
         progress = self.progress and os.environ.get("MNV3NB_HEADLESS") != "1"
-        history = train(model, _data(config), config.train, device=str(device), state=state, history=history,
-                        on_epoch=save, progress=progress, label=config.label)  # fmt: skip
+        with _threads(threads):  # with another number the last bits would differ
+            history = train(model, _data(config), config.train, device=str(device), state=state, history=history,
+                            on_epoch=save, progress=progress, label=config.label)  # fmt: skip
         write_metrics(folder / "metrics.csv", history)
         save_model(model, folder / "model.safetensors", run=config.key, image_size=config.train.image_size,
                    classes=_data(config).classes, accuracy=history[-1]["test_accuracy"])  # fmt: skip
@@ -248,7 +266,7 @@ class Runs:
             "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
             "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
             "seconds": seconds, "images_per_second": images / seconds if seconds else None,
-            "environment": environment(device),
+            "environment": environment(device) | {"threads": threads},
         })  # fmt: skip
         (folder / "state.safetensors").unlink(missing_ok=True)
         return read_run(folder)
@@ -262,6 +280,24 @@ def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None =
     with _ONE_DRAWS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
+
+
+def _workers(runs: int) -> int:
+    value = os.environ.get("MNV3NB_WORKERS", "1")
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError(f"MNV3NB_WORKERS must be a whole number ≥ 1, got {value!r}")
+    return min(int(value), runs)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -279,8 +315,8 @@ def _processes(count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _run_elsewhere(runs: Runs, config: RunConfig) -> Run:
-    return Runs(runs.folder, runs.recorded, runs.device, progress=False).run(config)
+def _run_elsewhere(runs: Runs, config: RunConfig, model: bool) -> Run:
+    return Runs(runs.folder, runs.recorded, runs.device, progress=False).run(config, model)
 
 
 def _work(config: RunConfig) -> int:

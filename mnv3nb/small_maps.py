@@ -17,7 +17,7 @@ class SmallMaps(TorchFunctionMode):
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.conv2d and len(args) == 7 and args[0].dim() == 4:
+        if function is torch.conv2d and len(args) == 7 and args[0].dim() == 4 and not isinstance(args[4], str):
             x, weight, bias, stride, padding, dilation, groups = args
             pixels, kernel = x.shape[2] * x.shape[3], weight.shape[2] * weight.shape[3]
             if kernel == groups == 1 and pixels <= MATMUL_PIXELS and (*stride, *padding) == (1, 1, 0, 0):

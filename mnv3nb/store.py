@@ -85,7 +85,7 @@ def read_run(folder: Path) -> Run:
         result = json.loads((folder / "result.json").read_text())
         config = RunConfig.from_dict(stored["config"])
         key, digests, checksum = config.name(stored["data"]), dict(result["sha256"]), result.pop("checksum")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
     known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
     if stored.get("format") != FORMAT or folder.name != key or not known:

@@ -58,16 +58,21 @@ class TrainConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
         for name in ("lr", "lam", "gamma_init"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one name
 
 
 def pick_device(name: str | None = None) -> torch.device:
     """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu."""
     name = name or os.environ.get("MNV3NB_DEVICE")
-    if name is None:
+    if not name:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; cuda, mps and cpu are usual") from None
 
 
 def train(
@@ -85,10 +90,13 @@ def train(
     """Train `model` in place on the training images; test accuracy after every epoch (row 0: before the first step).
 
     Returns the history, one dict an epoch: epoch, lr, train_loss (cross-entropy), train_accuracy, test_accuracy (both in
-    [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; given back as `state` and `history`, the
-    training goes on from there, bit for bit (CPU, same number of threads). bf16 autocast on CUDA, no host sync inside
-    an epoch. Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
+    [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; stored then (the tensors go on changing) and
+    given back as `state` and `history`, the training goes on from there, bit for bit (CPU, same number of threads). bf16
+    autocast on CUDA, no host sync inside an epoch. Any network will do; λ acts on its BatchNorms.
+    Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
     """
+    if (state is None) != (not history):
+        raise ValueError("state and history go together: give both, as on_epoch got them, or neither")
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
@@ -101,7 +109,9 @@ def train(
         accuracy = evaluate(model, test_images, test_labels, config.image_size)
         history = [{"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy, "seconds": 0.0}]
     layers = [unit.expand[1] for unit in model.units] if config.penalized == "expansion" else batch_norms(model)
-    gammas = [bn.weight for bn in layers]
+    gammas = [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
+    if config.lam and not gammas:
+        raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
     full, rest = divmod(len(images), config.batch_size)
     steps = max(1, full + (rest > 1))
     bar = _progress_bar(config.epochs, len(history) - 1, label) if progress else None
@@ -145,7 +155,7 @@ def train(
             "seconds": time.perf_counter() - start,
         })  # fmt: skip
         if on_epoch:
-            on_epoch(_snapshot(model, optimizer), history)
+            on_epoch(_snapshot(model, optimizer), list(history))
         if bar is not None:
             bar(history[-1])
     return history
@@ -153,7 +163,12 @@ def train(
 
 @torch.no_grad()  # not inference_mode: weights laid out anew in it could not be trained afterwards
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
-    """Share of `images` (uint8 (N, 3, H, W)) that `model` labels right, in [0, 1]; BatchNorm uses its running statistics."""
+    """Share of `images` (uint8 (N, 3, H, W)) that `model` labels right, in [0, 1]; leaves it in eval mode, channels_last.
+
+    Raises ValueError unless there is one label (N,) an image.
+    """
+    if not len(images) or labels.shape != (len(images),):
+        raise ValueError(f"give one label an image: {len(images)} images, labels of shape {tuple(labels.shape)}")
     parameter = next(model.parameters())
     model.to(memory_format=torch.channels_last).eval()
     correct = torch.zeros((), device=parameter.device)
@@ -170,7 +185,10 @@ def recalibrate(model: nn.Module, images: Tensor, image_size: int, batch_size: i
 
     The cheap repair after pruning, no labels and no gradients; weights, γ and β stay. `images`: uint8 (N, 3, H, W), a few
     hundred training images; a last batch of one is left out. Leaves the network in eval mode.
+    Raises ValueError if no batch has two images.
     """
+    if min(len(images), batch_size) < 2:
+        raise ValueError(f"BatchNorm measures batches of at least 2 images, got {len(images)} in batches of {batch_size}")
     layers = list(batch_norms(model))
     momenta = [bn.momentum for bn in layers]
     for bn in layers:
@@ -178,12 +196,14 @@ def recalibrate(model: nn.Module, images: Tensor, image_size: int, batch_size: i
         bn.momentum = None  # a plain average
     model.train()
     device = next(model.parameters()).device
-    for part in images.split(batch_size):
-        if len(part) > 1:
-            model(to_input(part.to(device), image_size))
-    for bn, momentum in zip(layers, momenta):
-        bn.momentum = momentum
-    model.eval()
+    try:
+        for part in images.split(batch_size):
+            if len(part) > 1:
+                model(to_input(part.to(device), image_size))
+    finally:
+        for bn, momentum in zip(layers, momenta):
+            bn.momentum = momentum
+        model.eval()
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -226,7 +246,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str
     model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = state[f"optimizer.{name}.{key}"].to(parameter.device)
+            if (value := state.get(f"optimizer.{name}.{key}")) is None:  # a frozen parameter
+                continue
+            value = value.to(parameter.device)
             optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import ROOT, lively, same_tensors
 
+import mnv3nb
 from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score
 from mnv3nb.__main__ import main
 from mnv3nb.profiles import EXPERIMENTS, get_profile
@@ -64,7 +65,7 @@ def test_prune_refuses_what_makes_no_sense_and_writes_nothing(stored, tmp_path, 
         ({"--rate": 1.0}, r"rate must be in \[0, 1\), got 1.0 \(0.5 removes half of the 5016 filters\)"),
         ({"--rate": "nan"}, "rate must be in"),
         ({"--criterion": "l11"}, "unknown criterion 'l11'; did you mean 'l1'"),
-        ({"--criterion": "taylor"}, "'taylor' needs gradients"),
+        ({"--criterion": "taylor"}, "'taylor' needs images"),
         ({"--multiple-of": 0}, "multiple_of must be a whole number ≥ 1, got 0"),
         ({"--out": tmp_path / "small.pt"}, r"must end in \.safetensors"),
         ({"model": tmp_path / "none.safetensors"}, "no file .*none.safetensors"),
@@ -85,6 +86,8 @@ def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
     refused(
         capsys, ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"], "does not say its image size; give --image-size"
     )
+    for size in ("0", "-5"):
+        refused(capsys, ["export", stored, tmp_path / "m.onnx", "--image-size", size], f"at least 1 pixel, got {size}")
     refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx or \.pt2 or \.safetensors")
     refused(capsys, ["export", tmp_path / "none.safetensors", tmp_path / "m.onnx"], "no file")
     assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
@@ -148,6 +151,23 @@ def test_grid_trains_what_is_missing_once(tmp_path, capsys, monkeypatch):
     assert out.count("1 run(s) missing of 1") == 1 and out.count("0 run(s) missing of 1") == 1
     (config,) = get_profile("smoke").experiment("table2")
     assert Runs().find(config, model=True)
+
+
+def test_a_grid_in_which_a_run_diverges_records_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    real, profile = mnv3nb.train, get_profile("smoke")
+
+    def diverge(model, data, config, **more):
+        if config.lam == profile.lams[1]:
+            raise FloatingPointError("training diverged")
+        return real(model, data, config, **more)
+
+    monkeypatch.setattr("mnv3nb.runs.train", diverge)
+    assert main(["grid", "--profile", "smoke", "--only", "fig6", "--record"]) == 2
+    assert "1 run(s) failed" in capsys.readouterr().err
+    recorded = Runs(tmp_path / "none", tmp_path / "results")
+    assert [recorded.find(config) is not None for config in profile.experiment("fig6")] == [True, False, True, True, True]
+    assert recorded.find(profile.sparse_run(), model=True) and not recorded.find(profile.sparse_run(profile.lams[2]), model=True)
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,14 @@ def _assert_clean(folder: Path) -> None:
 @posix
 def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, reference, tmp_path):
     rng, kills, finished = random.Random(0), 0, 0
+    start = time.monotonic()
+    assert _child(tmp_path / "undisturbed", config) == 0
+    whole = time.monotonic() - start  # on a slow or busy machine kills must come later, or no epoch would ever end
     while kills < KILLS:
         store = tmp_path / str(finished)
         while True:
             timed = rng.random() < 0.5
-            kill_after = rng.uniform(0.05, 1.5) if timed else None
+            kill_after = rng.uniform(0.02, 1.2) * whole if timed else None
             code = _child(store, config, None if timed else rng.randrange(40), kill_after=kill_after)
             for folder in store.glob("*/"):
                 _assert_clean(folder)

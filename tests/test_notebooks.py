@@ -1,12 +1,15 @@
 """The numbered notebooks: their form, and all of them run in the smallest profile."""
 
+import contextlib
 import csv
 import json
 import os
 import re
+import subprocess
 import time
 
 import nbformat
+import psutil
 import pytest
 from support import ROOT
 
@@ -178,7 +181,11 @@ def folder(tmp_path, monkeypatch):
     bad = "print('before')\nraise ValueError('the reason')"
     write("00_bad.ipynb", 'profile: str = "digits"\nseed: int = 0', bad, "print('after')")
     write("01_good.ipynb", 'profile: str = "digits"', "print(profile, 6 * 7)")
-    write("02_endless.ipynb", 'profile: str = "digits"', "import time\nprint('started')\ntime.sleep(600)")
+    write(
+        "02_endless.ipynb",
+        'profile: str = "digits"',
+        "import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\nprint('started')\ntime.sleep(600)",
+    )
     return tmp_path
 
 
@@ -193,11 +200,36 @@ def test_a_failing_notebook_does_not_stop_the_rest_and_its_partial_copy_is_kept(
     assert "[1/2] 00_bad" in printed and f"failed: {failure}" in printed and "[2/2] 01_good" in printed
 
 
+def ended(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def test_a_notebook_that_does_not_end_is_ended(folder):
     start = time.monotonic()
     (failure,) = run_notebooks("02", 8, folder, profile="smoke")
     assert failure.startswith("02_endless.ipynb: ") and time.monotonic() - start < 100
+    assert ended(int((folder / "kernel").read_text()))
     assert "started" in (folder / "home" / "figures" / "smoke" / "02_endless.ipynb").read_text()
+
+
+def test_an_interrupted_notebook_leaves_no_kernel_behind(folder, monkeypatch):
+    real, waits = subprocess.Popen.wait, []
+
+    def wait(process, timeout=None):
+        waits.append(timeout)
+        deadline = time.monotonic() + 60
+        while len(waits) == 1 and time.monotonic() < deadline:
+            if (folder / "kernel").is_file():
+                raise KeyboardInterrupt
+            time.sleep(0.1)
+        return real(process, timeout)
+
+    monkeypatch.setattr("subprocess.Popen.wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        run_notebooks("02", 60, folder, profile="smoke")
+    assert ended(int((folder / "kernel").read_text()))
 
 
 def test_an_old_copy_does_not_pass_for_the_result_of_a_run_that_left_none(folder, monkeypatch):

@@ -173,6 +173,53 @@ def test_a_run_that_diverges_late_keeps_the_state_before_it(tiny, monkeypatch):
     assert stored == [True]
 
 
+# networks and data of other people
+
+
+def test_other_networks_train_and_go_on_with_what_they_have(tiny, tmp_path):
+    def network(affine: bool = True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 3, 2).requires_grad_(False), torch.nn.BatchNorm2d(4, affine=affine), torch.nn.ReLU(),
+                torch.nn.Conv2d(4, 4, 5, padding="same", groups=4, bias=False), torch.nn.AdaptiveAvgPool2d(1),
+                torch.nn.Flatten(), torch.nn.Linear(4, 10),
+            )  # fmt: skip
+
+    config, states = replace(TINY, epochs=2, lam=1e-3), []
+    keep = lambda state, history: states.append(({k: v.clone() for k, v in state.items()}, history))  # noqa: E731
+    whole = network()
+    history = train(whole, tiny, config, on_epoch=keep, progress=False)
+    again = network()
+    state, past = states[0]
+    assert timeless(train(again, tiny, config, state=state, history=past, progress=False)) == timeless(history)
+    assert same_tensors(again.state_dict(), whole.state_dict())
+    with pytest.raises(ValueError, match=r"λ=0\.001 has nothing to act on"):
+        train(network(affine=False), tiny, config, progress=False)
+    train(network(affine=False), tiny, replace(config, lam=0.0, epochs=1), progress=False)
+    with pytest.raises(ValueError, match="state and history go together"):
+        train(network(), tiny, config, state=state, progress=False)
+
+
+def test_images_and_labels_that_do_not_fit_are_refused(tiny):
+    model, images, labels = fresh(), tiny.test_images, tiny.test_labels
+    before = images.float().to(memory_format=torch.channels_last)
+    floats = before.clone(memory_format=torch.preserve_format)
+    for x, y, message in (
+        (floats, labels, "images must be uint8"), (images[0], labels[:3], "images must be uint8"),
+        (images, labels[:, None], "one label an image"), (images, labels[:5], "one label an image"),
+        (images[:0], labels[:0], "one label an image"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, x, y, 32)
+    assert torch.equal(floats, before)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for images, size in ((tiny.train_images[:1], 128), (tiny.train_images[:0], 128), (tiny.train_images, 1)):
+        with pytest.raises(ValueError, match="at least 2 images"):
+            recalibrate(model, images, 32, size)
+    assert same_tensors(model.state_dict(), state)
+
+
 # runs
 
 
@@ -374,6 +421,63 @@ def test_moved_data_are_the_same_run_and_other_classes_are_not(digits, tmp_path)
     assert runs.network(replace(second.config, parent=second.config, prune=PruneConfig(0.5))).num_classes == 10
     write_npz(three, replace(small, classes=(*digits.classes, "none of them")))
     assert replace(first.config, dataset=three).key != second.key
+
+
+def test_a_run_goes_on_with_the_number_of_threads_that_it_began_with(store, config, runs, monkeypatch):
+    """Another number would change the last bits."""
+    shutil.rmtree(runs.folder)
+    real, begun = train, []
+
+    def stop(*args, on_epoch, **kwargs):
+        def after(state, history):
+            on_epoch(state, history)
+            raise KeyboardInterrupt
+
+        return real(*args, on_epoch=after, **kwargs)
+
+    def spy(*args, **kwargs):
+        begun.append(torch.get_num_threads())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("mnv3nb.runs.train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(config)
+    monkeypatch.setattr("mnv3nb.runs.train", spy)
+    torch.set_num_threads(3)
+    try:
+        run = runs.run(config)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert begun == [1] == [run.result["environment"]["threads"]]
+    assert same_tensors(run.model().state_dict(), Runs(store, store / "none").find(config).model().state_dict())
+
+
+def test_a_damaged_run_stays_where_it_is_while_a_process_is_at_work_in_it(runs, config, capsys):
+    (runs.folder / config.key / "metrics.csv").write_text("")
+    with runs._lock(config.key):
+        assert runs.find(config) is None and (runs.folder / config.key).is_dir()
+    assert runs.find(config) is None and not (runs.folder / config.key).is_dir()
+    assert len(list(runs.folder.glob(f"{config.key}.damaged-*"))) == 1
+
+
+def test_a_grid_first_trains_the_parents_that_were_recorded_without_their_networks(runs, store, config, monkeypatch):
+    shutil.copytree(store / config.key, runs.recorded / config.key)
+    (runs.recorded / config.key / "model.safetensors").unlink()
+    shutil.rmtree(runs.folder)
+    done, real = [], Runs.run
+    monkeypatch.setattr(Runs, "run", lambda self, c, model=False: done.append((c.key, model)) or real(self, c, model))
+    children = [child_of(config, rate=rate) for rate in (0.3, 0.6)]
+    runs.run_grid(children)
+    assert done[0] == (config.key, True)
+    assert real(runs, config, True).folder == runs.folder / config.key
+
+
+def test_a_number_of_workers_that_is_none_is_refused(runs, config, monkeypatch):
+    for value in ("abc", "0", "-1", ""):
+        monkeypatch.setenv("MNV3NB_WORKERS", value)
+        with pytest.raises(ValueError, match="MNV3NB_WORKERS must be a whole number ≥ 1"):
+            runs.run_grid([config])
 
 
 # other processes
