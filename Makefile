@@ -18,7 +18,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 bench: $(READY)
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s
 
 soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"

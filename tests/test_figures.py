@@ -50,5 +50,6 @@ def test_the_executed_copy_is_of_this_source_and_of_this_profiles_runs(source):
     assert not [o for c in copy.cells for o in c.get("outputs", []) if o.output_type == "error"]
 
 
-def test_the_readme_embeds_the_report():
-    assert (FIGURES / "report.md").read_text().strip() in (FIGURES.parent.parent / "README.md").read_text()
+@pytest.mark.parametrize("name", ["digits/report.md", "bench/speed.md", "bench/growth.md"])
+def test_the_readme_embeds_what_commands_have_measured(name):
+    assert (FIGURES.parent / name).read_text().strip() in (FIGURES.parent.parent / "README.md").read_text()
