@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mnv3nb.notebooks import find_notebooks, source_digest
+from mnv3nb.notebooks import SOURCES, find_notebooks, source_digest
 from mnv3nb.profiles import EXPERIMENTS, get_profile
 
 FIGURES = Path(__file__).parent.parent / "figures" / "digits"
@@ -38,15 +38,20 @@ def test_the_notebook_makes_the_file(item):
         assert (FIGURES / file).with_suffix(".png").exists()
 
 
-@pytest.mark.parametrize("source", find_notebooks(), ids=lambda path: path.stem)
-def test_the_executed_copy_is_of_this_source_and_of_this_profiles_runs(source):
-    copy = nbformat.read(FIGURES / source.name, as_version=4)
-    made_from = source_digest(nbformat.read(source, as_version=4))
-    assert copy.metadata["mnv3nb"]["source"] == made_from, f"make figures ONLY={source.name[:2]}: the notebook has changed since"
-    profile = get_profile("digits")
+def test_every_notebook_has_its_executed_copy():
+    assert {path.name for path in FIGURES.glob("*.ipynb")} == {path.name for path in find_notebooks()}
+
+
+@pytest.mark.parametrize("path", sorted(FIGURES.parent.glob("*/*.ipynb")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_an_executed_copy_is_of_its_source_and_of_its_profiles_runs(path):
+    copy = nbformat.read(path, as_version=4)
+    made_from = source_digest(nbformat.read(SOURCES / path.name, as_version=4))
+    again = f"make figures PROFILE={path.parent.name} ONLY={path.name[:2]}"
+    assert copy.metadata["mnv3nb"]["source"] == made_from, f"{again}: the notebook has changed since"
+    profile = get_profile(path.parent.name)
     known = {config.key for name in EXPERIMENTS for config in profile.experiment(name)}
     recorded = {folder.name for folder in (FIGURES.parent.parent / "results").glob("*")}
-    assert set(copy.metadata["mnv3nb"]["runs"]) <= known | recorded, f"make figures ONLY={source.name[:2]}: other runs"
+    assert set(copy.metadata["mnv3nb"]["runs"]) <= known | recorded, f"{again}: other runs"
     assert not [o for c in copy.cells for o in c.get("outputs", []) if o.output_type == "error"]
 
 
