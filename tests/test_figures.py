@@ -55,6 +55,6 @@ def test_an_executed_copy_is_of_its_source_and_of_its_profiles_runs(path):
     assert not [o for c in copy.cells for o in c.get("outputs", []) if o.output_type == "error"]
 
 
-@pytest.mark.parametrize("name", ["digits/report.md", "bench/speed.md", "bench/growth.md"])
+@pytest.mark.parametrize("name", ["digits/report.md", *(f"bench/{path.name}" for path in FIGURES.parent.glob("bench/*.md"))])
 def test_the_readme_embeds_what_commands_have_measured(name):
     assert (FIGURES.parent / name).read_text().strip() in (FIGURES.parent.parent / "README.md").read_text()
