@@ -16,13 +16,11 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jupyter_client.manager import start_new_kernel
 
 import mnv3nb.runs
 from mnv3nb.__main__ import main
@@ -30,7 +28,6 @@ from mnv3nb.checkpoint import load_model, load_tensors, save_model, save_tensors
 from mnv3nb.config import PruneConfig, RunConfig
 from mnv3nb.data import load_dataset
 from mnv3nb.model import MobileNetV3Large
-from mnv3nb.notebooks import run_notebooks
 from mnv3nb.runs import Runs
 from mnv3nb.store import FILES, read_run
 from mnv3nb.training import TrainConfig
@@ -232,6 +229,8 @@ runs = Runs({store!r}, "none", progress=False)
 
 @posix
 def test_a_kernel_interrupted_in_a_run_goes_on_when_the_cell_is_run_again(long, tmp_path):
+    from jupyter_client.manager import start_new_kernel  # here, since every process that is to be killed imports this file
+
     config, reference = long
     setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
     manager, client = start_new_kernel()
@@ -253,6 +252,10 @@ def test_a_kernel_interrupted_in_a_run_goes_on_when_the_cell_is_run_again(long, 
 
 @posix
 def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long, tmp_path, monkeypatch):
+    import nbformat
+
+    from mnv3nb.notebooks import run_notebooks
+
     config, reference = long
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
