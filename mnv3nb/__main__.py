@@ -101,14 +101,18 @@ def _grid(options) -> int:
     if options.dry_run:
         return 0
     print(f"expected here: about {runs.expected_seconds(configs) / 60:.1f} min; stop at any time, the same command goes on")
+    failed = None
     try:
         runs.run_grid(configs)
-    finally:  # what is there is recorded, also if some runs diverge
-        if options.record:
-            shown = (*profile.experiment("baseline"), *profile.experiment("table5"), profile.pruned_run(0.0))  # notebook 07
-            shipped = {config.key for config in shown}
-            for config in filter(runs.find, configs):
-                runs.record(config, model=config.key in shipped)
+    except RuntimeError as error:  # some runs diverged: the others are recorded all the same
+        failed = error
+    if options.record:
+        shown = (*profile.experiment("baseline"), *profile.experiment("table5"), profile.pruned_run(0.0))  # notebook 07
+        shipped = {config.key for config in shown}
+        for config in filter(runs.find, configs):
+            runs.record(config, model=config.key in shipped)
+    if failed:
+        raise failed
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 
 from .data import data_checksum, lookup
 from .importance import CRITERIA
-from .pruning import SQUEEZES
+from .pruning import check_words
 from .training import TrainConfig
 
 FORMAT = 2  # part of every run's name: raise it when the same config would train something else
@@ -28,14 +28,8 @@ class PruneConfig:
 
     def __post_init__(self):
         lookup(CRITERIA, self.criterion, "criterion")
-        lookup(dict.fromkeys(SQUEEZES), self.squeeze, "squeeze")
-        if isinstance(self.rate, bool) or not isinstance(self.rate, int | float) or not 0 <= self.rate < 1:
-            raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+        check_words(self.rate, self.multiple_of, self.min_width, self.squeeze)
         object.__setattr__(self, "rate", float(self.rate))  # 0 and 0.0 are one name
-        for name, least in (("multiple_of", 1), ("min_width", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -217,12 +217,17 @@ def _widths(rate: float, run: Run) -> tuple[int, ...]:
 
 
 @cache
+def shape_costs(classes: int, *shape: tuple[int, ...]) -> tuple[int, int]:
+    """Parameters and the paper's FLOPs of a network of this `shape`: widths, or widths and squeeze, or none for the dense."""
+    with torch.device("meta"):
+        model = MobileNetV3Large(classes, *shape)
+    return count_parameters(model), count_flops(model)
+
+
 def _costs(widths: tuple[int, ...], classes: int) -> tuple[float, ...]:
     """The columns of COSTS for a network of these widths."""
-    with torch.device("meta"):
-        dense, small = MobileNetV3Large(classes), MobileNetV3Large(classes, widths)
-    fewer = [100 * (1 - count(small) / count(dense)) for count in (count_parameters, count_flops)]
-    return count_parameters(small) / 1e6, count_flops(small), *fewer
+    dense, small = shape_costs(classes), shape_costs(classes, widths)
+    return small[0] / 1e6, small[1], *(100 * (1 - b / a) for a, b in zip(dense, small))
 
 
 def _measure_table_2(run: Run) -> list[float]:

@@ -1,7 +1,6 @@
 """One house style, one way to save and caption what a notebook shows, and the paper's own figures, a function each."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,9 +13,9 @@ from matplotlib.figure import Figure
 
 from . import paper
 from .checkpoint import write_atomically
-from .complexity import count_flops, count_parameters
 from .data import default_home
-from .model import DENSE_WIDTHS, MobileNetV3Large
+from .evidence import shape_costs
+from .model import DENSE_WIDTHS
 from .report import interval
 from .store import Run
 
@@ -74,9 +73,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def cost_table(runs: Iterable[Run], num_classes: int = 10) -> pd.DataFrame:
     """The columns of Tables 3, 4 and 6, one row a pruned run: accuracies in %, FLOPs at the paper's 224 pixels."""
-    rows, dense = [], _costs(num_classes)
+    rows, dense = [], shape_costs(num_classes)
     for run in runs:
-        prune, costs = run.config.prune, _costs(num_classes, tuple(run.result["widths"]), tuple(run.result["squeeze"]))
+        prune, costs = run.config.prune, shape_costs(num_classes, tuple(run.result["widths"]), tuple(run.result["squeeze"]))
         rows.append({
             "rate": prune.rate, "criterion": prune.criterion, "seed": run.config.parent.train.seed,
             "tuning_seed": run.config.train.seed, "accuracy_before_pct": 100 * run.result["accuracy_before"],
@@ -84,13 +83,6 @@ def cost_table(runs: Iterable[Run], num_classes: int = 10) -> pd.DataFrame:
             "fewer_parameters_pct": 100 * (1 - costs[0] / dense[0]), "fewer_flops_pct": 100 * (1 - costs[1] / dense[1]),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-@lru_cache
-def _costs(num_classes: int, *shape: tuple[int, ...]) -> tuple[int, int]:
-    with torch.device("meta"):
-        model = MobileNetV3Large(num_classes, *shape)
-    return count_parameters(model), count_flops(model)
 
 
 def gamma_by_lambda(runs: Sequence[Run], highlight: float | None = None) -> Figure:

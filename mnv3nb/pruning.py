@@ -29,10 +29,8 @@ def keep_masks(
     Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, an emptied layer, a `multiple_of` larger
     than every layer, or a budget too small for the multiples.
     """
-    flat = _flatten(scores, rate)
-    for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+    check_words(rate, multiple_of, min_width)
+    flat = _flatten(scores)
     if multiple_of > (widest := max(map(len, scores))):
         raise ValueError(f"multiple_of={multiple_of} is larger than every layer: the widest has {widest} filters")
     keep = torch.ones(len(flat), dtype=torch.bool)
@@ -66,13 +64,14 @@ def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
 
 def threshold(scores: Sequence[Tensor], rate: float) -> float:
     """t = sorted(m)[int(total·rate)], the global threshold of Table 2; at rate 0 nothing goes and t is the smallest score."""
-    flat = _flatten(scores, rate)
+    check_words(rate)
+    flat = _flatten(scores)
     return float(flat.sort().values[int(len(flat) * rate)])
 
 
 def emptied_at(scores: Sequence[Tensor]) -> list[float]:
     """The rate at which the global ranking takes each layer's last filter; the network breaks at the least (paper: 70 %)."""
-    flat = _flatten(scores, 0)
+    flat = _flatten(scores)
     place = flat.argsort(stable=True).argsort()  # of each filter in the order in which they go
     return [int(part.max()) / len(flat) for part in place.split([len(s) for s in scores])]
 
@@ -98,8 +97,7 @@ def prune(
     of removed channels and the output of removed inner units, both taken at the mean input that BatchNorm's own
     parameters tell. It is for use without fine-tuning, in which BatchNorm measures its mean anew.
     """
-    if squeeze not in SQUEEZES:
-        raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, got {squeeze!r}")
+    check_words(0, squeeze=squeeze)
     masks = _check_masks(model, masks)
     widths = [int(mask.sum()) for mask in masks]
     inner = model.squeeze if squeeze == "keep" else [min(q) for q in zip(squeeze_widths(widths), model.squeeze)]
@@ -134,10 +132,19 @@ def _align(width: int, dense: int, k: int, least: int) -> int:
     return dense if dense < k else min(max(least, int(width / k + 0.5) * k), dense // k * k)
 
 
-def _flatten(scores: Sequence[Tensor], rate: float) -> Tensor:
-    total = sum(len(s) for s in scores)
+def check_words(rate: float, multiple_of: int = 1, min_width: int = 1, squeeze: str = "paper") -> None:
+    """Raises ValueError unless `keep_masks` and `prune` know what to do with these."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ValueError(f"rate must be in [0, 1), got {rate!r} (0.5 removes half of the {total} filters)")
+        raise ValueError(f"rate must be in [0, 1), got {rate!r} (0.5 removes half of all filters)")
+    for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+    if squeeze not in SQUEEZES:
+        raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, got {squeeze!r}")
+
+
+def _flatten(scores: Sequence[Tensor]) -> Tensor:
+    total = sum(len(s) for s in scores)
     if not total or any(s.ndim != 1 or not s.isfinite().all() for s in scores):
         raise ValueError("scores must be a list of 1-D tensors of finite numbers, one score a filter, as score() returns")
     return torch.cat([s.cpu() for s in scores])

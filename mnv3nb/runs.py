@@ -5,10 +5,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import asdict, replace
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
 from .store import FILES, Run, environment, read_run, write_json, write_metrics, write_result
 from .training import TrainConfig, evaluate, pick_device, train
+from .workers import count_workers, processes, threads
 
 WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
 _ONE_DRAWS = threading.Lock()  # the generator is the process's, and some executors run threads
@@ -85,8 +85,8 @@ class Runs:
         return FileLock(self.folder / ".locks" / key)
 
     def _set_aside(self, folder: Path) -> None:
-        """Renames a damaged run's folder, unless a process is at work in it."""
-        with contextlib.suppress(Timeout, FileNotFoundError), self._lock(folder.name).acquire(timeout=0):
+        """Renames a damaged run's folder, unless a process is at work in it (Timeout, an OSError) or nothing may be written."""
+        with contextlib.suppress(OSError), self._lock(folder.name).acquire(timeout=0):
             try:
                 read_run(folder)
             except (ValueError, OSError):
@@ -103,10 +103,10 @@ class Runs:
         configs = list(configs)
         missing = self._missing(configs)
         plan = [config for config, _ in missing.values()]
-        workers = _workers(len(plan))
+        workers = count_workers(len(plan))
         with contextlib.ExitStack() as stack:
             if executor is None and workers > 1 and sum(map(_work, plan)) > WORTH_A_PROCESS:
-                executor = stack.enter_context(_processes(workers))
+                executor = stack.enter_context(processes(workers))
             failed = self._work_through(missing, executor)
         if failed:
             raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
@@ -175,9 +175,8 @@ class Runs:
         first, data = plan[0].train, _data(plan[0])
         count = min(len(data.train_images), 4 * first.batch_size)
         few = replace(data.subset(count), test_images=data.test_images[:2], test_labels=data.test_labels[:2])
-        model, threads = _fresh(first, len(data.classes)), torch.get_num_threads()
-        workers = _workers(len(plan))
-        with _threads(1 if workers > 1 else threads):  # as they have
+        model, workers = _fresh(first, len(data.classes)), count_workers(len(plan))
+        with threads(1 if workers > 1 else torch.get_num_threads()):  # as they have
             for _ in range(2):  # the first time warms up
                 row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
         return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (workers - 1))
@@ -234,11 +233,11 @@ class Runs:
         model = self.network(config)
         for leftover in folder.glob(".*.part"):  # of a process killed while it wrote
             leftover.unlink()
-        state, history, threads = None, None, torch.get_num_threads()
+        state, history, count = None, None, torch.get_num_threads()
         if (folder / "state.safetensors").exists():
             try:
                 state, metadata = load_tensors(folder / "state.safetensors")
-                history, threads = metadata["history"], metadata.get("threads", threads)
+                history, count = metadata["history"], metadata.get("threads", count)
             except ValueError as error:
                 os.replace(folder / "state.safetensors", folder / f"state.damaged-{time.time_ns()}")
                 print(f"{error}; moved aside, the run starts anew", file=sys.stderr)
@@ -249,7 +248,7 @@ class Runs:
             write_metrics(folder / "metrics.csv", history)
 
         progress = self.progress and os.environ.get("MNV3NB_HEADLESS") != "1"
-        with _threads(threads):  # with another number the last bits would differ
+        with threads(count):  # with another number the last bits would differ
             history = train(model, _data(config), config.train, device=str(device), state=state, history=history,
                             on_epoch=save, progress=progress, label=config.label)  # fmt: skip
         write_metrics(folder / "metrics.csv", history)
@@ -266,7 +265,7 @@ class Runs:
             "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
             "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
             "seconds": seconds, "images_per_second": images / seconds if seconds else None,
-            "environment": environment(device) | {"threads": threads},
+            "environment": environment(device) | {"threads": count},
         })  # fmt: skip
         (folder / "state.safetensors").unlink(missing_ok=True)
         return read_run(folder)
@@ -280,39 +279,6 @@ def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None =
     with _ONE_DRAWS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
-
-
-def _workers(runs: int) -> int:
-    value = os.environ.get("MNV3NB_WORKERS", "1")
-    if not value.isdigit() or int(value) < 1:
-        raise ValueError(f"MNV3NB_WORKERS must be a whole number ≥ 1, got {value!r}")
-    return min(int(value), runs)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Torch computes with `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _processes(count: int) -> Iterator[Executor]:
-    """Processes of one thread each; if this one is interrupted they end at once, and their runs go on from the last epoch."""
-    others = set(active_children())
-    pool = ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        yield pool
-    except BaseException:
-        for process in set(active_children()) - others:
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _run_elsewhere(runs: Runs, config: RunConfig, model: bool) -> Run:

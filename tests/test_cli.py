@@ -62,7 +62,7 @@ def test_prune_refuses_what_makes_no_sense_and_writes_nothing(stored, tmp_path, 
     half = tmp_path / "half.safetensors"
     half.write_bytes(stored.read_bytes()[:100_000])
     for changes, message in (
-        ({"--rate": 1.0}, r"rate must be in \[0, 1\), got 1.0 \(0.5 removes half of the 5016 filters\)"),
+        ({"--rate": 1.0}, r"rate must be in \[0, 1\), got 1.0 \(0.5 removes half of all filters\)"),
         ({"--rate": "nan"}, "rate must be in"),
         ({"--criterion": "l11"}, "unknown criterion 'l11'; did you mean 'l1'"),
         ({"--criterion": "taylor"}, "'taylor' needs images"),
