@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     grid.add_argument(
         "--record",
         action="store_true",
-        help="then copy the runs to results/, with the networks of seed 0 that figures need, in half precision",
+        help="then copy the runs to results/, with the seed's parent and the networks of seed 0 that figures need, in fp16",
     )
     grid.add_argument("--dry-run", action="store_true", help="only say what is missing")
 
@@ -107,8 +107,8 @@ def _grid(options) -> int:
     except RuntimeError as error:  # some runs diverged: the others are recorded all the same
         failed = error
     if options.record:
-        shown = (*profile.experiment("baseline"), *profile.experiment("table5"), profile.pruned_run(0.0))  # notebook 07
-        shipped = {config.key for config in shown}
+        shown = [*profile.experiment("baseline"), *profile.experiment("table5"), profile.pruned_run(0.0)]  # notebook 07
+        shipped = {config.key for config in (*shown, profile.sparse_run(seed=options.seed))}
         for config in filter(runs.find, configs):
             runs.record(config, model=config.key in shipped)
     if failed:

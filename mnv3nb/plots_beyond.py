@@ -215,13 +215,19 @@ def unit_latencies(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def lost_score(table: pd.DataFrame) -> Figure:
-    """What ways of choosing aligned widths lose of the score at a latency: columns chosen_by, ratio, kept_score."""
-    fig, ax = plt.subplots(figsize=(8, 4.2))
-    for (name, part), marker in zip(table.sort_values("ratio").groupby("chosen_by", sort=False), "os^"):
-        ax.plot(100 * part.ratio, 100 * (1 - part.kept_score).clip(lower=1e-6), marker=marker, label=f"widths chosen by {name}")
-    ax.set(xlabel="measured latency (% of dense)", ylabel="score lost (% of all)", yscale="log")
-    ax.legend()
+def latency_targets(table: pd.DataFrame) -> Figure:
+    """What ways of choosing widths lose of the score, and of the accuracy, at a latency; dense and raw are single points.
+
+    `table`: columns chosen_by, ratio, kept_score, accuracy_pct (without fine-tuning).
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True)
+    for (name, part), marker in zip(table.sort_values("ratio").groupby("chosen_by"), "osD^X"):
+        axes[0].plot(100 * part.ratio, 100 * (1 - part.kept_score).clip(lower=1e-6), marker=marker, label=name)
+        axes[1].plot(100 * part.ratio, part.accuracy_pct, marker=marker, label=name)
+    axes[0].set(ylabel="score lost (% of all)", yscale="log")
+    axes[1].set(ylabel="test accuracy, not fine-tuned (%)")
+    fig.supxlabel("measured latency (% of dense)", fontsize=12)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, title="widths chosen by")
     return fig
 
 

@@ -108,25 +108,33 @@ def summary(table: pd.DataFrame, profile: str, seeds: int) -> str:
 def accuracies(p: Profile, runs: Runs, seeds: Iterable[int]) -> tuple[pd.DataFrame, list[Run]]:
     """The paper's accuracies beside ours, of the runs that are there, in %, and those runs.
 
-    Columns: source, network, paper, ours (mean over seeds), half (half its 95 % interval; nan for one seed), before
-    (mean before fine-tuning), parameters_m, seeds. Several fine-tunings of one parent count as their mean.
+    Columns: source, network, paper, ours (mean over seeds), ours_half (half its 95 % interval; nan for one seed), gain and
+    gain_half (of a pruned network over rate 0 fine-tuned as long, paired by seed, in points), before (mean before
+    fine-tuning), parameters_m, seeds. Several fine-tunings of one parent count as their mean.
     """
-    rows, used, seeds = [], {}, list(seeds)
+    rows, used, find = [], {}, cache(runs.find)
     for source, network, printed, configs in _networks(p):
-        found = [[run for config in configs(seed) if (run := runs.find(config))] for seed in seeds]
-        used |= {run.key: run for group in found for run in group}
-        groups = [group for group in found if group]
-        if not groups:
+        found = {seed: [run for config in configs(seed) if (run := find(config))] for seed in seeds}
+        used |= {run.key: run for group in found.values() for run in group}
+        ours = {seed: 100 * np.mean([run.accuracy for run in group]) for seed, group in found.items() if group}
+        if not ours:
             continue
-        ours = [100 * np.mean([run.accuracy for run in group]) for group in groups]
-        before = [100 * run.result["accuracy_before"] for group in groups for run in group if run.config.prune]
-        low, high = interval(ours)
+        everyone = [run for group in found.values() for run in group]
+        pruned, dataset = [run for run in everyone if run.config.prune], everyone[0].config.dataset
+        whole = {seed: find(p.pruned_run(0.0, seed, dataset=dataset)) for seed in ours} if pruned else {}
+        gains = [ours[seed] - 100 * run.accuracy for seed, run in whole.items() if run and run not in found[seed]]
         rows.append({
-            "source": source, "network": network, "paper": printed, "ours": np.mean(ours), "half": (high - low) / 2,
-            "before": np.mean(before) if before else math.nan,
-            "parameters_m": np.mean([run.result["parameters"] for group in groups for run in group]) / 1e6, "seeds": len(groups),
+            "source": source, "network": network, "paper": printed, **_mean("ours", list(ours.values())), **_mean("gain", gains),
+            "before": 100 * np.mean([run.result["accuracy_before"] for run in pruned]) if pruned else math.nan,
+            "parameters_m": np.mean([run.result["parameters"] for run in everyone]) / 1e6, "seeds": len(ours),
         })  # fmt: skip
     return pd.DataFrame(rows), list(used.values())
+
+
+def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean as `name` and half its 95 % interval as `name`_half; nan where there are too few values."""
+    low, high = interval(values)
+    return {name: np.mean(values) if values else math.nan, f"{name}_half": (high - low) / 2}
 
 
 def _networks(p: Profile) -> Iterator[tuple[str, str, float, Callable[[int], list[RunConfig]]]]:
@@ -140,6 +148,9 @@ def _networks(p: Profile) -> Iterator[tuple[str, str, float, Callable[[int], lis
         tuned = lambda seed, name=name: [p.pruned_run(HALF, seed, name, k) for k in range(p.repeats)]  # noqa: E731
         yield "Table 4", f"{HALF:.0%} by {name}", printed, tuned
     yield "Table 4", f"{HALF:.0%}, its shape from scratch", math.nan, partial(p.experiment, "scratch")
+    for place, rate in enumerate(p.latency["rates"]):
+        name = f"{rate:.0%} pruned, widths to {p.latency['multiple_of']}"
+        yield "Notebook 09", name, math.nan, lambda seed, place=place: [p.experiment("aligned", seed)[place]]
     if p.second:
         yield "Table 6", f"λ = {p.lam:g}, unpruned", paper.TABLE_6.accuracy_pct[0], lambda s: [p.sparse_run(None, s, p.second)]
         second = lambda rate, seed: [p.pruned_run(rate, seed, dataset=p.second)]  # noqa: E731
@@ -155,9 +166,11 @@ def _curve(source: str, table: pd.DataFrame, rates: Iterable[float], runs: Calla
 
 def accuracies_page(table: pd.DataFrame) -> str:
     """The table of `accuracies` as markdown."""
-    ours = table.ours.map("{:.2f}".format) + table.half.map(lambda half: "" if math.isnan(half) else f" ± {half:.2f}")
+    halves = {c: table[f"{c}_half"].map(lambda half: "" if math.isnan(half) else f" ± {half:.2f}") for c in ("ours", "gain")}
+    gain = table.gain.map("{:+.2f}".format) + halves["gain"]
     shown = pd.DataFrame({
-        "paper, %": table.paper.map(_show), "here, %": ours, "before fine-tuning, %": table.before.map(_show),
+        "paper, %": table.paper.map(_show), "here, %": table.ours.map("{:.2f}".format) + halves["ours"],
+        "against rate 0, points": gain.where(table.gain.notna(), "–"), "before fine-tuning, %": table.before.map(_show),
         "parameters, M": table.parameters_m.map("{:.2f}".format), "seeds": table.seeds,
     }).set_index(table.source + ": " + table.network)  # fmt: skip
     return "\n".join(_markdown(shown)) + "\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor
+from torch.backends.cpu import get_cpu_capability
 
 from .checkpoint import load_model, load_tensors, write_atomically
 from .config import FORMAT, RunConfig
@@ -122,14 +123,14 @@ def write_result(folder: Path, result: dict) -> None:
 
 
 def environment(device: torch.device) -> dict:
-    """Hardware, versions, commit and date of a run."""
+    """Hardware (of a CPU with the instructions that torch uses: they decide the last bits), versions, commit and date."""
     root = Path(__file__).resolve().parent.parent
     try:
         command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always", "--dirty"]
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()} {get_cpu_capability()}"
     return {
         "hardware": hardware, "threads": torch.get_num_threads(), "python": platform.python_version(),
         "torch": torch.__version__, "torchvision": torchvision.__version__, "commit": commit,

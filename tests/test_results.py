@@ -76,5 +76,5 @@ def test_the_accuracies_are_those_of_the_runs(name):
         values = [100 * run.accuracy for seed in range(3) if (run := runs.find(config(seed=seed)))]
         assert len(values) == table.seeds[row] and table.ours[row] == pytest.approx(sum(values) / len(values))
         if len(values) == 3:  # Student's t of 2 degrees of freedom
-            assert table.half[row] == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5, rel=1e-5)
+            assert table.ours_half[row] == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5, rel=1e-5)
     assert table.paper["Figure 6", "λ = 0"] == 88.28 and table.paper["Table 3", "50% pruned"] == 88.55
