@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
@@ -32,7 +33,7 @@ def threads(count: int) -> Iterator[None]:
 def processes(count: int) -> Iterator[Executor]:
     """Processes of one thread each; if this one is interrupted they end at once, and their runs go on from the last epoch."""
     others = set(active_children())
-    pool = ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
     try:
         yield pool
     except BaseException:
@@ -41,3 +42,14 @@ def processes(count: int) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, even if that was killed and could not say so."""
+    parent_process().join()
+    os._exit(1)

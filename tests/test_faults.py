@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -451,6 +452,37 @@ def _grid(home: str, workers: str) -> None:
     torch.set_num_threads(1)
     sys.stderr = open(Path(home) / "stderr", "w", buffering=1)  # noqa: SIM115
     sys.exit(main(["grid", "--profile", "smoke", "--only", "table3"]))
+
+
+@posix
+def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_process(tmp_path):
+    def run(home: Path, workers: int, kill_after: float | None = None) -> int:
+        home.mkdir(exist_ok=True)
+        process = FORK.Process(target=_grid, args=(str(home), str(workers)))
+        process.start()
+        process.join(kill_after)
+        left = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
+        process.kill()
+        process.join()
+        assert not psutil.wait_procs(left, timeout=30)[1]
+        return process.exitcode
+
+    def networks(home: Path) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in home.glob("runs/*/model.safetensors")}
+
+    start = time.monotonic()
+    assert run(tmp_path / "undisturbed", 1) == 0
+    whole, expected = time.monotonic() - start, networks(tmp_path / "undisturbed")
+    rng, kills, home = random.Random(0), 0, tmp_path / "killed"
+    while kills < max(4, KILLS // 50):
+        code = run(home, 1 + kills % 2, rng.uniform(0.1, 1) * whole)
+        kills += code == -signal.SIGKILL
+        for folder in home.glob("runs/*/"):
+            _assert_clean(folder)
+        if code == 0:
+            assert networks(home) == expected
+            shutil.rmtree(home)
+    assert run(home, 2) == 0 and networks(home) == expected and len(expected) == 5
 
 
 @posix
