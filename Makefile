@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: figures test lab bench soak lint clean
+.PHONY: figures test lab bench soak readme lint clean
 .DELETE_ON_ERROR:
 
 figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 SEEDS=3
@@ -22,6 +22,9 @@ bench: $(READY)
 
 soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"
+
+readme: $(READY)  ## its tables and numbers from what the other targets have measured
+	$(BIN)/python tests/readme.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -53,8 +53,3 @@ def test_an_executed_copy_is_of_its_source_and_of_its_profiles_runs(path):
     recorded = {folder.name for folder in (FIGURES.parent.parent / "results").glob("*")}
     assert set(copy.metadata["mnv3nb"]["runs"]) <= known | recorded, f"{again}: other runs"
     assert not [o for c in copy.cells for o in c.get("outputs", []) if o.output_type == "error"]
-
-
-@pytest.mark.parametrize("name", ["digits/report.md", *(f"bench/{path.name}" for path in FIGURES.parent.glob("bench/*.md"))])
-def test_the_readme_embeds_what_commands_have_measured(name):
-    assert (FIGURES.parent / name).read_text().strip() in (FIGURES.parent.parent / "README.md").read_text()
