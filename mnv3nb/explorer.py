@@ -84,7 +84,7 @@ def pruning_view(dense: MobileNetV3Large, small: MobileNetV3Large, scores: Seque
     bars = right.bar(units, dense.widths, color="C1", label="removed")
     right.bar(units, small.widths, color="C0", label="kept")
     right.bar_label(bars, labels=small.widths, padding=1, fontsize=10)
-    right.set(xlabel="unit", ylabel="expansion width (channels)", xticks=units)
+    right.set(xlabel="unit", ylabel="expansion width (numbers: channels kept)", xticks=units)
     right.legend(loc="upper left")
     costs = ((name, count(dense), count(small)) for name, count in (("parameters", count_parameters), ("FLOPs", count_flops)))
     fig.suptitle(" · ".join(f"{a / 1e6:.2f} → {b / 1e6:.2f} M {name} ({100 * (b / a - 1):+.1f} %)" for name, a, b in costs))

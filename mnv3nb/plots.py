@@ -45,12 +45,16 @@ def save(fig: Figure, name: str, profile: str, runs: Iterable[Run] = ()) -> None
     _caption(folder / f"{name}.svg", runs)
 
 
-def save_table(table: pd.DataFrame, name: str, profile: str, runs: Iterable[Run] = (), digits: int = 4) -> None:
-    """Show `table` with the runs it is made from under it; write figures/<profile>/<name>.csv, the same bytes each time."""
+def save_table(table: pd.DataFrame, name: str, profile: str, runs: Iterable[Run] = (), digits: int | None = None) -> None:
+    """Show `table` with the runs it is made from under it; write figures/<profile>/<name>.csv, the same bytes each time.
+
+    `digits`: decimals shown; None: four significant digits.
+    """
     path = default_home() / "figures" / profile / f"{name}.csv"
     with write_atomically(path) as file:
         table.to_csv(file, index=table.index.name is not None, float_format="%.6g", lineterminator="\n")
-    display(table.style.format(precision=digits, na_rep="–").hide(axis="index") if table.index.name is None else table)
+    style = {"precision": digits} if digits is not None else {"formatter": lambda x: f"{x:.4g}" if isinstance(x, float) else x}
+    display(table.style.format(**style, na_rep="–").hide(axis="index") if table.index.name is None else table)
     _caption(path, runs)
 
 
@@ -144,13 +148,14 @@ def threshold_curve(scores: Sequence[torch.Tensor], published: pd.DataFrame = pa
 
 
 def rate_curve(
-    table: pd.DataFrame, published: pd.DataFrame, lines: dict[str, float], collapse: float | None = None, judges: bool = False
-) -> Figure:
+    table: pd.DataFrame, published: pd.DataFrame, lines: dict[str, float], images: int, collapse: float | None = None,
+    judges: bool = False,
+) -> Figure:  # fmt: skip
     """Tables 3 and 6: accuracy after and before fine-tuning and what is left of the costs, against the pruning rate.
 
-    `table`: `cost_table`'s columns; several seeds become means with 95 % intervals. `lines`: accuracies in % to compare
-    with, by name. `collapse`: the rate at which a unit has lost all its filters. `published`: Table 3 or 6; its
-    accuracies are drawn only if `judges`.
+    `table`: `cost_table`'s columns; several seeds become means with 95 % intervals, one seed has the standard error of an
+    accuracy on so many test `images`. `lines`: accuracies in % to compare with, by name. `collapse`: the rate at which a
+    unit has lost all its filters. `published`: Table 3 or 6; its accuracies of pruned networks are drawn only if `judges`.
     """
     fig, axes = plt.subplot_mosaic([["after", "after"], ["both", "cost"]], figsize=(9, 6.8), height_ratios=(1.15, 1))
     groups, colors = table.groupby("rate"), sns.color_palette()
@@ -159,12 +164,14 @@ def rate_curve(
         ("accuracy_pct", "fine-tuned", colors[0], "o-"), ("accuracy_before_pct", "before fine-tuning", colors[1], "s--"),
     ):  # fmt: skip
         mean, half = np.array([mean_interval(values) for _, values in groups[column]]).T
+        half = np.where(np.isnan(half), (mean * (100 - mean) / images) ** 0.5, half)
         for name in ("after", "both") if column == "accuracy_pct" else ("both",):
-            axes[name].errorbar(rates, mean, np.nan_to_num(half), fmt=style, color=color, capsize=3, label=label, zorder=3)
-    for (name, value), color, style in zip(lines.items(), colors[2:], (":", "--", "-.")):
-        axes["after"].axhline(value, color=color, linestyle=style, label=name)
+            axes[name].errorbar(rates, mean, half, fmt=style, color=color, capsize=3, label=label, zorder=3)
+    for (name, value), color, style, width in zip(lines.items(), colors[2:], (":", "--", "-."), (4, 2.5, 1.5)):
+        axes["after"].axhline(value, color=color, linestyle=style, linewidth=width, label=name)
     if judges:
-        axes["after"].plot(100 * published["rate"], published["accuracy_pct"], **PAPER_STYLE, label="paper")
+        pruned = published[published["rate"] > 0]  # its unpruned network is another one in each table
+        axes["after"].plot(100 * pruned["rate"], pruned["accuracy_pct"], **PAPER_STYLE, label="paper")
     for column, label, color, marker in (
         ("fewer_parameters_pct", "parameters", colors[4], "o"), ("fewer_flops_pct", "FLOPs", colors[5], "s"),
     ):  # fmt: skip
@@ -176,12 +183,13 @@ def rate_curve(
         if collapse is not None and 100 * collapse < rates.max():
             label = "a unit has lost all its filters" if name == "after" else None
             ax.axvspan(100 * collapse, rates.max() + 2, color="0.9", zorder=0, label=label)
-    axes["after"].set(ylabel="test accuracy (%)", title="after fine-tuning")
+    bars = "95 % interval over the seeds" if groups.size().max() > 1 else "one standard error of the test set"
+    axes["after"].set(ylabel="test accuracy (%)", title=f"after fine-tuning (bars: {bars})")
     axes["both"].set(ylabel="test accuracy (%)", ylim=(0, 103), title="before and after")
     axes["cost"].set(ylabel="left of dense (%)", ylim=(0, 103), title="costs")
     fig.legend(*axes["after"].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
     for name in ("both", "cost"):
-        axes[name].legend(fontsize=10, loc="lower left")
+        axes[name].legend(fontsize=10, loc="best")
     return fig
 
 
@@ -204,10 +212,9 @@ def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> 
         ax.set_xscale("function", functions=odds)
         low, high = table[column].min(), table[column].max()
         if high - low > 15:
-            ticks = [x for x in (1, 3, 10, 30, 50, 70, 90, 95, 98, 99, 99.7) if 0.7 * low < x < high + 1]
+            ticks = [x for x in (1, 3, 10, 30, 40, 50, 70, 90, 95, 98, 99, 99.7) if 0.7 * low < x < high + 1]
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        ax.set(title=title, xlabel="test accuracy (%)")
-    axes[0].set_xlabel("test accuracy (%, log-odds scale)")
+        ax.set(title=title, xlabel="test accuracy (%, log-odds scale)")
     for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
         axes[0].axvline(value, linestyle=style, color=color, label=name)
     axes[0].set_yticks(range(len(order)), order)
@@ -254,7 +261,8 @@ def feature_maps(maps: dict[str, Sequence], masks: Sequence, scores: Sequence, u
                 y, x = n // side * step, n % side * step
                 canvas[y : y + size, x : x + size] = tile
                 if n >= len(picks[0]):
-                    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), size, size, edgecolor="C1", linewidth=1.6, fill=False))
+                    gone = {"facecolor": "#fbe0cc", "hatch": "///"} if np.isnan(tile).all() else {"fill": False}
+                    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), size, size, edgecolor="C1", linewidth=1.6, **gone))
                     ax.plot([x - 0.5, x + size - 0.5], [y - 0.5, y + size - 0.5], color="C1", linewidth=1.2)
             ax.imshow(canvas, cmap="gray", vmin=low, vmax=high)
             ax.set_title(name if k == 0 else "")

@@ -81,13 +81,14 @@ def sparsity_by_lambda(runs: Sequence[Run], distances: pd.DataFrame, noise: floa
     for run, color in zip(runs, sns.color_palette("viridis", len(runs) + 1)):
         sns.ecdfplot(torch.cat(run.sparsity).numpy(), ax=left, color=color, linewidth=2, label=f"λ = {run.config.train.lam:g}")
     left.set(xlabel="S of the filters", ylabel="share of filters with at most this S")
-    left.legend(loc="upper left")
     distances = distances.rename(columns={"gamma": "|γ|", "sparsity": "S"}).assign(lam=distances.lam.map("{:g}".format))
     distances.plot.bar(x="lam", y=["|γ|", "S"], ax=right, color=sns.color_palette("colorblind")[:2], rot=0, width=0.7)
     right.axhline(noise, color="black", linestyle="--", linewidth=1.2, label="chance (5 % level)")
     right.set(xlabel="λ", ylabel="KS distance to λ = 0 (0 to 1)", ylim=(0, 1.05))
     right.grid(axis="x", visible=False)
-    right.legend(loc="upper left")
+    right.get_legend().remove()
+    for ax, columns in ((left, 2), (right, 1)):
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, fontsize=10)
     return fig
 
 
@@ -120,6 +121,8 @@ def kept_maps(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
         sns.lineplot(table, x="unit", y=column, hue="network", style="network", markers=True, dashes=False, ax=ax)
         ax.axhline(1, color="0.3", linewidth=1, zorder=1)
         ax.set(title=label, xlabel="unit", ylabel="× before" if ax is axes[0] else "", xticks=range(0, 15, 2))
+        if table[column].max() > 20:
+            ax.set_yscale("log")
         ax.get_legend().remove()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
@@ -185,7 +188,7 @@ def latency_against_flops(table: pd.DataFrame, image_size: int) -> Figure:
         where = "" if "GPU" in engine else f", {threads} thread{'s' * (threads > 1)}"
         ax.set_title(f"{engine}\nbatch {batch}{where}", fontsize=10)
     least = 100 * table.flops.min() / table.flops.max()
-    axes[0, 0].set(xlim=(0.9 * least, 104), ylim=(0, 108 * max(1, min(2, table.ratio.max()))))
+    axes[0, 0].set(xlim=(0.9 * least, 104), ylim=(0, 105 * max(1, min(2, table.ratio_high.max()))))
     fig.supxlabel(f"FLOPs at 224 px (% of dense); measured at {image_size} px", fontsize=12)
     fig.supylabel("latency (% of dense)", fontsize=12)
     handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none", markersize=8) for c, m in styles.values()]

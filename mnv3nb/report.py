@@ -11,7 +11,7 @@ from scipy import stats
 from . import paper
 from .config import RunConfig
 from .evidence import HALF, Item, items
-from .profiles import Profile
+from .profiles import PROFILES, Profile
 from .runs import Runs
 from .store import Run
 
@@ -97,7 +97,9 @@ def summary(table: pd.DataFrame, profile: str, seeds: int) -> str:
         "seeds": main.n.map("{:.0f}".format).where(main.kind != "exact", "exact"), "verdict": main.verdict,
     }).set_index(main.source + ": " + main.item)  # fmt: skip
     reasons = table[table.verdict == "cannot be checked"].why.value_counts(sort=False)
-    head = f"Profile `{profile}`, {seeds} seed(s): {len(table)} numbers of the paper."
+    head = f"Profile `{profile}`, {seeds} seed(s): {len(table)} numbers and claims of the paper."
+    if not PROFILES[profile].judges_accuracy:
+        head += " It does not train as the paper does: a measured number that it misses is no evidence against the paper."
     return "\n".join([
         head, "", *_markdown(counts), "", *_markdown(shown), "",
         *(f"- cannot be checked, {n}: {why}" for why, n in reasons.items()),
@@ -140,7 +142,8 @@ def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
 def _networks(p: Profile) -> Iterator[tuple[str, str, float, Callable[[int], list[RunConfig]]]]:
     """Table or figure, network, the paper's accuracy in % (nan: not printed) and a seed's runs."""
     for lam, row in zip(sorted(p.lams), paper.FIGURE_6.sort_values("lam").itertuples()):
-        name = f"λ = {lam:g}" + (f" (paper: {row.lam:g})" if lam != row.lam else "")
+        theirs = [f"paper: {row.lam:g}"] * (lam != row.lam) + ["the paper's choice"] * (row.lam == paper.CHOSEN_LAM)
+        name = f"λ = {lam:g}{', our choice' * (lam == p.lam)}" + (f" ({', '.join(theirs)})" if theirs else "")
         yield "Figure 6", name, row.accuracy_pct, lambda seed, lam=lam: [p.sparse_run(lam, seed)]
     yield from _curve("Table 3", paper.TABLE_3, (*p.rates, *p.collapse), lambda rate, seed: [p.pruned_run(rate, seed)])
     for name in p.criteria:

@@ -209,8 +209,8 @@ def recalibrate(model: nn.Module, images: Tensor, image_size: int, batch_size: i
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Learning rate of global `step` (from 0) with `steps` steps an epoch.
 
-    The last step of "cosine" has lr·(π/2T)², T = epochs·steps, and that is the size at which a γ that only the penalty
-    moves comes to rest: the dead band of Table 2.
+    The last step of "cosine" has lr·(π/2T)², T = epochs·steps, and a γ that only the penalty moves comes to rest
+    within a hundred times that: the dead band of Table 2.
     """
     if config.schedule == "constant":
         return config.lr
