@@ -128,9 +128,8 @@ def _prune(options) -> int:
     model = load_model(options.model)
     masks = keep_masks(score(model, options.criterion), options.rate, options.multiple_of, budget=options.budget)
     small = prune(model, masks, fold_bias=options.fold_bias, image_size=model.metadata.get("image_size", 224))
-    pruned = {"rate": options.rate, "criterion": options.criterion}
-    metadata = {key: value for key, value in model.metadata.items() if key != "accuracy"}  # that was the whole network's
-    save_model(small, options.out, **(metadata | {"pruned": pruned}))
+    model.metadata.pop("accuracy", None)  # that was the whole network's
+    save_model(small, options.out, **(model.metadata | {"pruned": {"rate": options.rate, "criterion": options.criterion}}))
     for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
         print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
     advice = "" if options.fold_bias else "; fine-tune it before use"
@@ -144,8 +143,8 @@ def _export(options) -> int:
     check_ending(options.out, ".onnx", ".pt2", ".safetensors")
     model = load_model(options.model)
     if options.out.endswith(".safetensors"):
-        metadata = {key: value for key, value in model.metadata.items() if key != "accuracy"}  # that was in full precision
-        save_model(model, options.out, half=True, **metadata)
+        model.metadata.pop("accuracy", None)  # that was in full precision
+        save_model(model, options.out, half=True, **model.metadata)
         print(f"written: {options.out}, convolutions and linear layers in half precision")
         return 0
     size = model.metadata.get("image_size") if options.image_size is None else options.image_size

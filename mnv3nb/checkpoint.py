@@ -30,7 +30,7 @@ def write_atomically(path: str | os.PathLike, size: int | None = None) -> Iterat
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with open(handle, "wb") as file:
             yield file
@@ -47,12 +47,24 @@ def write_atomically(path: str | os.PathLike, size: int | None = None) -> Iterat
                 error.errno, f"cannot write {path}{needed}: {os.strerror(error.errno)}; nothing there was changed"
             ) from error
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until names made, renamed or removed in `folder` are on the disk."""
     if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict) -> None:
@@ -87,11 +99,13 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         if not isinstance(metadata, dict):
             raise ValueError(f"{path} was not written by mnv3nb (its metadata is no object)")
         return tensors, metadata
-    except (SafetensorError, json.JSONDecodeError, AttributeError, TypeError, RecursionError, UnicodeError) as error:
+    except (SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or make it again") from error
 
 
-def save_model(model: MobileNetV3Large, path: str | os.PathLike, half: bool = False, **metadata) -> None:
+def save_model(model: MobileNetV3Large, path: str | os.PathLike, /, half: bool = False, **metadata) -> None:
     """Write `model` with the widths that rebuild it and any JSON `metadata` (image_size, classes, accuracy, ...).
 
     `half=True` stores convolution and linear weights in fp16 and all else in fp32: γ of 1e-10 would be 0 in fp16, and
@@ -117,10 +131,15 @@ def load_model(path: str | os.PathLike) -> MobileNetV3Large:
         with torch.device("meta"):  # no memory is taken for widths that a file only claims
             model = MobileNetV3Large(**metadata["model"])
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        if wrong := [k for k, v in model.state_dict().items() if k in tensors and v.dtype != tensors[k].dtype]:
+            raise TypeError(f"{wrong[0]} is {tensors[wrong[0]].dtype}")
         model.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: its widths do not fit its tensors ({str(error).splitlines()[0]})") from error
-    model.metadata = {key: value for key, value in metadata.items() if key != "model"}
+    size = metadata.get("image_size", 1)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{path}: its image_size must be a whole number of pixels, got {size!r}")
+    model.metadata = {key: value for key, value in metadata.items() if key not in ("model", "half")}
     return model.eval()
 
 

@@ -50,6 +50,12 @@ class RunConfig:
     def __post_init__(self):
         if (self.parent is None) != (self.prune is None):
             raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
+        counts = [self.holdout] + ([] if self.train_images is None else [self.train_images])
+        if not isinstance(self.dataset, str) or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
+            raise ValueError(
+                "dataset must be a name or a path, train_images and holdout whole numbers ≥ 0; "
+                f"got {self.dataset!r}, {self.train_images!r} and {self.holdout!r}"
+            )
         if self.parent and self.parent.dataset != self.dataset:
             raise ValueError(f"a run has its parent's data set: got {self.dataset!r}, the parent has {self.parent.dataset!r}")
 

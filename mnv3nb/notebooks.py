@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path |
     """
     paths = find_notebooks(only, folder)
     profile = get_profile(parameters.setdefault("profile", "digits"))
+    if not 0 < timeout < 1e9:
+        raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+    try:
+        json.dumps(parameters)
+    except TypeError as error:
+        raise ValueError(f"parameters must be plain numbers, words or lists ({error})") from error
     names = {path: parameters_of(path) for path in paths}
     if unknown := set(parameters) - set().union(*names.values()):
         known = ", ".join(sorted(set().union(*names.values())))
@@ -71,10 +78,27 @@ def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path |
     return failures
 
 
+# papermill that ends when the process that started it is gone, even if that was killed; its kernel then ends by itself
+PAPERMILL = """
+import os, threading, time
+def watch(parent=os.getppid()):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+from papermill.cli import papermill
+papermill()
+"""
+
+
 def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> str | None:
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.unlink(missing_ok=True)  # an old one would pass for what this run left
-    command = [sys.executable, "-m", "papermill", str(path), str(copy), "--kernel", "python3", "--no-progress-bar"]
+    """Runs one notebook; what it leaves, whole or not, replaces `copy` in the end, and not before."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _execute(path, Path(scratch, path.name), copy, parameters, timeout)
+
+
+def _execute(path: Path, made: Path, copy: Path, parameters: dict, timeout: float) -> str | None:
+    command = [sys.executable, "-c", PAPERMILL, str(path), str(made), "--kernel", "python3", "--no-progress-bar"]
     command += ["--stdout-file", "-", "--execution-timeout", str(int(timeout))]
     for key, value in parameters.items():
         command += ["--parameters_yaml", json.dumps({key: value})]
@@ -93,9 +117,9 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
         code = f"no end after {timeout:.0f} s"
     finally:
         _kill(process)
-    if not copy.is_file():
+    if not made.is_file():
         return f"papermill ended with {code} and left no copy"
-    notebook = nbformat.read(copy, as_version=4)
+    notebook = nbformat.read(made, as_version=4)
     _stamp(notebook, nbformat.read(path, as_version=4))
     with write_atomically(copy) as file:
         file.write((nbformat.writes(notebook) + "\n").encode())

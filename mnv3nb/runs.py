@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -14,14 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
+from .checkpoint import load_model, save_model, save_tensors, sync_folder, write_atomically
 from .complexity import count_parameters
 from .config import FORMAT, RunConfig
 from .data import Dataset, data_checksum, default_home, load_once, to_input
 from .importance import NEEDS_DATA, filter_sparsity, score
 from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
-from .store import FILES, Run, environment, read_run, write_json, write_metrics, write_result
+from .store import FILES, Run, environment, read_run, read_state, write_json, write_metrics, write_result, write_state
 from .training import TrainConfig, evaluate, pick_device, train
 from .workers import count_workers, processes, threads
 
@@ -66,8 +67,10 @@ class Runs:
         A run that was killed goes on from its last epoch. If another process works on it, this one waits and says so.
         """
         if found := self.find(config, model):
-            if found.folder.parent == self.folder:  # of a process killed just before it would have removed it
-                (found.folder / "state.safetensors").unlink(missing_ok=True)
+            state = found.folder / "state.safetensors"
+            if found.folder.parent == self.folder and state.exists():  # of a process killed just before it would have removed it
+                with contextlib.suppress(OSError):
+                    state.unlink()
             return found
         lock = self._lock(config.key)
         try:
@@ -91,7 +94,7 @@ class Runs:
                 read_run(folder)
             except (ValueError, OSError):
                 if (folder / "result.json").is_file():
-                    os.replace(folder, folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+                    _move_aside(folder)
 
     def run_grid(self, configs: Iterable[RunConfig], executor: Executor | None = None) -> list[Run]:
         """`run` for each config, in order; parents come first, every run is trained once.
@@ -105,7 +108,7 @@ class Runs:
         plan = [config for config, _ in missing.values()]
         workers = count_workers(len(plan))
         with contextlib.ExitStack() as stack:
-            if executor is None and workers > 1 and sum(map(_work, plan)) > WORTH_A_PROCESS:
+            if executor is None and workers > 1 and sum(map(self._work, plan)) > WORTH_A_PROCESS:
                 executor = stack.enter_context(processes(workers))
             failed = self._work_through(missing, executor)
         if failed:
@@ -114,7 +117,7 @@ class Runs:
 
     def _work_through(self, missing: dict[str, tuple[RunConfig, bool]], executor: Executor | None) -> dict[str, str]:
         waiting, running, failed = {key: config for key, (config, _) in missing.items()}, {}, {}
-        start, done, work = time.perf_counter(), 0, sum(map(_work, waiting.values()))
+        start, done, work = time.perf_counter(), 0, {key: self._work(config) for key, config in waiting.items()}
         while waiting or running:
             busy = {c.key for c in running.values()} | set(waiting)
             for config in list(waiting.values()):
@@ -126,14 +129,14 @@ class Runs:
                     running[self._submit(*missing[config.key], executor)] = waiting.pop(config.key)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 config = running.pop(future)
-                done += _work(config)
+                done += work[config.key]
                 try:
                     run = future.result()
                 except FloatingPointError as error:
                     failed[config.key] = f"{config.label}: {error}"
                     continue
                 if self.progress:
-                    left = (time.perf_counter() - start) * (work / done - 1)
+                    left = (time.perf_counter() - start) * (sum(work.values()) / done - 1)
                     number = len(missing) - len(waiting) - len(running)
                     text = f"{run.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
                     print(f"run {number}/{len(missing)} {text}; about {left:.0f} s left", flush=True)
@@ -179,7 +182,7 @@ class Runs:
         with threads(1 if workers > 1 else torch.get_num_threads()):  # as they have
             for _ in range(2):  # the first time warms up
                 row = train(model, few, replace(first, epochs=1), device=self.device, progress=False)[-1]
-        return sum(map(_work, plan)) * row["seconds"] / count / (1 + 0.5 * (workers - 1))
+        return sum(map(self._work, plan)) * row["seconds"] / count / (1 + 0.5 * (workers - 1))
 
     def record(self, config: RunConfig, model: bool = False) -> Run:
         """Copy a finished run to `recorded`, for shipping: without its network or, with `model=True`, half as large.
@@ -187,14 +190,22 @@ class Runs:
         Then result.json says what the stored half-precision file reaches: stored_accuracy on all test images, and
         stored_correct_1000, how many of the first 1 000.
         """
-        run, folder = self.run(config, model), self.recorded / config.key
-        if run.folder == folder:
-            return run
-        for name in ("result.json", "model.safetensors"):  # first the one that says that the others are whole
-            (folder / name).unlink(missing_ok=True)
+        run, place = self.run(config, model), self.recorded / config.key
+        with self._lock(f"record-{config.key}"):
+            if run.folder == place or ((found := self.find(config, model)) and found.folder == place):
+                return read_run(place)
+            with tempfile.TemporaryDirectory(prefix=".", dir=_folder(self.recorded)) as scratch:
+                self._copy(run, Path(scratch, config.key), model)
+                if place.exists():
+                    os.replace(place, Path(scratch, "before")) if self._whole(place) else _move_aside(place)
+                os.replace(Path(scratch, config.key), place)
+            return read_run(place)
+
+    def _copy(self, run: Run, folder: Path, model: bool) -> None:
+        config = run.config
         for name in FILES[:3]:
             content = (run.folder / name).read_bytes()
-            with write_atomically(folder / name) as file:
+            with write_atomically(folder / name, len(content)) as file:
                 file.write(content)
         result = {key: value for key, value in run.result.items() if key != "sha256"}
         if model:
@@ -205,7 +216,6 @@ class Runs:
             first = evaluate(stored, data.test_images[:1000], data.test_labels[:1000], size)
             result["stored_correct_1000"] = round(first * len(data.test_images[:1000]))
         write_result(folder, result)
-        return read_run(folder)
 
     def network(self, config: RunConfig) -> MobileNetV3Large:
         """The network with which `config`'s training starts: random weights, or the parent's network pruned."""
@@ -226,25 +236,31 @@ class Runs:
 
     def _train(self, config: RunConfig, folder: Path) -> Run:
         device = pick_device(self.device)
-        (folder / "result.json").unlink(missing_ok=True)  # of a run whose network went missing: not finished any more
+        stored = folder / "state.safetensors"
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a link; runs are written into folders of the store only: remove it")
+        if not stored.exists() and any((folder / name).exists() for name in ("result.json", *FILES[2:])):
+            _move_aside(folder)  # a file is missing: its network, or the result that says that the others are whole
+        (folder / "result.json").unlink(missing_ok=True)
         write_json(folder / "config.json", {
             "format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config),
         })  # fmt: skip
         model = self.network(config)
         for leftover in folder.glob(".*.part"):  # of a process killed while it wrote
             leftover.unlink()
-        state, history, count = None, None, torch.get_num_threads()
-        if (folder / "state.safetensors").exists():
+        state, history, count, before = None, None, torch.get_num_threads(), []
+        if stored.exists():
             try:
-                state, metadata = load_tensors(folder / "state.safetensors")
-                history, count = metadata["history"], metadata.get("threads", count)
+                state, metadata = read_state(stored, config, model)
+                history, count, before = (metadata[key] for key in ("history", "threads", "environments"))
             except ValueError as error:
-                os.replace(folder / "state.safetensors", folder / f"state.damaged-{time.time_ns()}")
-                print(f"{error}; moved aside, the run starts anew", file=sys.stderr)
+                print(error, file=sys.stderr)
+                _move_aside(stored)
+        here = environment(device) | {"threads": count}
+        before = [other for other in before if other != here]
 
         def save(state: dict[str, Tensor], history: list[dict]) -> None:
-            metadata = {"history": history, "threads": torch.get_num_threads()}
-            save_tensors(folder / "state.safetensors", state, metadata)
+            write_state(stored, config, state, history, threads=count, environments=[*before, here])
             write_metrics(folder / "metrics.csv", history)
 
         progress = self.progress and os.environ.get("MNV3NB_HEADLESS") != "1"
@@ -265,10 +281,37 @@ class Runs:
             "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
             "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
             "seconds": seconds, "images_per_second": images / seconds if seconds else None,
-            "environment": environment(device) | {"threads": count},
+            "environment": here, **({"earlier_environments": before} if before else {}),
         })  # fmt: skip
-        (folder / "state.safetensors").unlink(missing_ok=True)
+        stored.unlink(missing_ok=True)
         return read_run(folder)
+
+    def _work(self, config: RunConfig) -> int:
+        """Images left to train on, one to test on counted as a third: what the time left is reckoned by."""
+        data, folder, stored = _data(config), self.folder / config.key, 0
+        with contextlib.suppress(OSError):
+            if (folder / "state.safetensors").is_file():
+                stored = (folder / "metrics.csv").read_bytes().count(b"\n") - 2  # less the names and epoch 0
+        return max(1, config.train.epochs - stored) * (len(data.train_images) + len(data.test_images) // 3)
+
+    def _whole(self, folder: Path) -> bool:
+        try:
+            return bool(read_run(folder))
+        except (ValueError, OSError):
+            return False
+
+
+def _move_aside(path: Path) -> None:
+    """Renames a damaged file or folder: nothing is deleted."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    sync_folder(path.parent)
+    print(f"moved aside: {aside}; the run starts anew", file=sys.stderr)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _data(config: RunConfig) -> Dataset:
@@ -283,9 +326,3 @@ def _fresh(config: TrainConfig, num_classes: int, widths: Sequence[int] | None =
 
 def _run_elsewhere(runs: Runs, config: RunConfig, model: bool) -> Run:
     return Runs(runs.folder, runs.recorded, runs.device, progress=False).run(config, model)
-
-
-def _work(config: RunConfig) -> int:
-    """Images to train on, one to test on counted as a third: what the time left is reckoned by."""
-    data = _data(config)
-    return max(1, config.train.epochs) * (len(data.train_images) + len(data.test_images) // 3)

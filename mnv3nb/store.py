@@ -15,12 +15,13 @@ import torchvision
 from torch import Tensor
 from torch.backends.cpu import get_cpu_capability
 
-from .checkpoint import load_model, load_tensors, write_atomically
+from .checkpoint import load_model, load_tensors, save_tensors, write_atomically
 from .config import FORMAT, RunConfig
 from .data import CHECKSUMS
 from .model import MobileNetV3Large
 
 FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors")
+MAX_JSON = 1 << 20  # bytes of config.json or result.json; ours have a few thousand
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,12 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The finished run in `folder`; raises ValueError if a file is damaged, missing or belongs to another config."""
     try:
-        stored = json.loads((folder / "config.json").read_text())
-        result = json.loads((folder / "result.json").read_text())
+        stored, result = (_read_json(folder / name) for name in ("config.json", "result.json"))
         config = RunConfig.from_dict(stored["config"])
         key, digests, checksum = config.name(stored["data"]), dict(result["sha256"]), result.pop("checksum")
+        known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
-    known = CHECKSUMS.get(config.dataset, stored["data"]) == stored["data"]
     if stored.get("format") != FORMAT or folder.name != key or not known:
         raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}), so it is from another version or was edited")
     if checksum != _json_digest(result):
@@ -102,18 +102,51 @@ def read_run(folder: Path) -> Run:
     return Run(config, folder, result)
 
 
+def _read_json(path: Path) -> dict:
+    if not path.is_file() or path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path} is no file of at most {MAX_JSON} bytes")
+    return json.loads(path.read_text())
+
+
+def write_state(path: Path, config: RunConfig, state: dict[str, Tensor], history: list[dict], **metadata) -> None:
+    """What a run of `config` goes on from; `metadata`: threads and environments."""
+    save_tensors(path, state, metadata | {"key": config.key, "history": history})
+
+
+def read_state(path: Path, config: RunConfig, model: MobileNetV3Large) -> tuple[dict[str, Tensor], dict]:
+    """What `write_state` wrote; raises ValueError unless it is whole and of this run and this network."""
+    try:
+        state, metadata = load_tensors(path)
+        history, threads = metadata["history"], metadata["threads"]
+        numbers = all(v is None or isinstance(v, int | float) for row in history for v in row.values())
+        epochs = [row["epoch"] for row in history] == list(range(len(history))) and 2 <= len(history) <= config.train.epochs + 1
+        ours = metadata["key"] == config.key and isinstance(metadata["environments"], list)
+        shapes = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+        for name, p in model.named_parameters():
+            shapes |= {f"optimizer.{name}.{key}": p.shape if key != "step" else () for key in ("step", "exp_avg", "exp_avg_sq")}
+        if not (ours and numbers and epochs and threads in range(1, 4097) and shapes == {k: v.shape for k, v in state.items()}):
+            raise ValueError(f"{path} is the state of another run or another network")
+        return state, metadata
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} is not the state of a training ({error})") from error
+
+
 def write_metrics(path: Path, history: list[dict]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    with write_atomically(path) as file:
-        file.write(text.getvalue().encode())
+    _write(path, text.getvalue())
 
 
 def write_json(path: Path, value: dict) -> None:
-    with write_atomically(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+    _write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    payload = text.encode()
+    with write_atomically(path, len(payload)) as file:
+        file.write(payload)
 
 
 def write_result(folder: Path, result: dict) -> None:

@@ -137,7 +137,7 @@ def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, refe
         while True:
             timed = rng.random() < 0.5
             kill_after = rng.uniform(0.02, 1.0) * whole if timed else None
-            code = _child(store, config, None if timed else rng.randrange(40), kill_after=kill_after)
+            code = _child(store, config, None if timed else rng.randrange(75), kill_after=kill_after)
             for folder in store.glob("*/"):
                 _assert_clean(folder)
             kills += code == -signal.SIGKILL
@@ -303,7 +303,7 @@ def test_a_flipped_byte_is_found_named_and_moved_aside(reference, config, tmp_pa
         store = tmp_path / str(trial)
         shutil.copytree(reference.folder, store / config.key)
         data = bytearray((reference.folder / name).read_bytes())
-        data[rng.randrange(size)] ^= 1 << rng.randrange(7)
+        data[rng.randrange(size)] ^= 1 << rng.randrange(8)
         (store / config.key / name).write_bytes(data)
         assert Runs(store, store / "none").find(config) is None
         assert config.key in capsys.readouterr().err
@@ -330,6 +330,44 @@ def test_a_damaged_recorded_run_is_skipped_and_left_where_it_is(reference, confi
     assert Runs(tmp_path / "runs", recorded).find(config) is None
     assert "metrics.csv" in capsys.readouterr().err
     assert (recorded / config.key / "metrics.csv").read_text() == "epoch\n"
+
+
+def test_a_run_without_its_result_is_moved_aside_and_trained_anew(reference, config, tmp_path, capsys):
+    shutil.copytree(reference.folder.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / config.key / "result.json").unlink()
+    _train(tmp_path, config)
+    assert f"moved aside: {tmp_path / config.key}.damaged-" in capsys.readouterr().err
+    _assert_same(tmp_path, config, reference)
+
+
+@posix
+def test_a_linked_run_folder_is_not_written_into(config, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".notes.part").write_text("mine")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / config.key).symlink_to(outside)
+    with pytest.raises(ValueError, match=r"is a link.*remove it"):
+        Runs(tmp_path / "runs", tmp_path / "none").run(config)
+    assert [path.name for path in outside.iterdir()] == [".notes.part"]
+
+
+@posix
+@pytest.mark.parametrize("hostile", ["pipe", "huge", "wrong words"])
+def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(reference, config, tmp_path, capsys, hostile):
+    shutil.copytree(reference.folder, tmp_path / config.key)
+    path = tmp_path / config.key / "config.json"
+    stored = json.loads(path.read_text())
+    path.unlink()
+    if hostile == "pipe":
+        os.mkfifo(path)
+    elif hostile == "huge":
+        with open(path, "wb") as file:
+            file.truncate(1 << 32)
+    else:
+        path.write_text(json.dumps(stored | {"config": stored["config"] | {"dataset": []}}))
+    assert Runs(tmp_path, tmp_path / "none").find(config) is None
+    assert "skipping a damaged run" in capsys.readouterr().err
 
 
 def test_a_run_under_another_name_is_refused(reference, tmp_path):
@@ -377,6 +415,48 @@ def test_an_npz_that_claims_more_than_it_holds_takes_no_memory(tmp_path):
             archive.writestr(f"{key}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
     with pytest.raises(ValueError, match="claims"):
         load_dataset(tmp_path / "big.npz")
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape", "more"),
+    [("'|V0'", "(5000000,)", ""), ("'|u1'", f"({'-' * 8000}1,)", ""), ("(", "(1,)", ""), ("'|u1'", "()", ""),
+     ("{[]: 2}", "(1,)", ""), ("'|u1'", "(0, 10**99)", ""), ("'|u1'", "(16,)", " " * 300_000)],
+)  # fmt: skip
+def test_hostile_headers_give_one_clear_error(tmp_path, tiny, descr, shape, more):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}{more}".encode()
+    version = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little")
+    with zipfile.ZipFile(tiny) as good, zipfile.ZipFile(tmp_path / "bad.npz", "w", zipfile.ZIP_DEFLATED) as bad:
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+        bad.writestr("classes.npy", version + header + b"\0" * 64)
+    with pytest.raises(ValueError, match=r"bad\.npz"):
+        load_dataset(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_numpy_does_not_write_are_refused(tmp_path, tiny, method):
+    with zipfile.ZipFile(tiny) as good, zipfile.ZipFile(tmp_path / "bad.npz", "w", method) as bad:
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+    with pytest.raises(ValueError, match="compressed in another way"):
+        load_dataset(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "change"),
+    [({"image_size": "32"}, {}), ({"image_size": 0}, {}), ({}, {"widths": [10**400] * 15}),
+     ({}, {"running_var": torch.int64}), ({}, {"running_var": torch.complex64})],
+)  # fmt: skip
+def test_models_of_wrong_types_are_refused(tmp_path, metadata, change):
+    model = MobileNetV3Large(2, widths=[1] * 15)
+    tensors = {
+        key: value.to(change["running_var"]) if "running_var" in change and key.endswith("running_var") else value
+        for key, value in model.state_dict().items()
+    }
+    shape = {"num_classes": 2, "widths": change.get("widths", model.widths), "squeeze": None if change else model.squeeze}
+    save_tensors(tmp_path / "m.safetensors", tensors, metadata | {"model": shape})
+    with pytest.raises(ValueError, match=r"m\.safetensors"):
+        load_model(tmp_path / "m.safetensors")
 
 
 def test_widths_that_a_file_only_claims_take_no_memory(tmp_path):
@@ -487,7 +567,8 @@ def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_
 
 @posix
 @pytest.mark.parametrize(
-    ("number", "code", "workers"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "1"), (signal.SIGTERM, 143, "2")]
+    ("number", "code", "workers"),
+    [(number, code, workers) for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)) for workers in ("1", "2")],
 )
 def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code, workers):
     process = FORK.Process(target=_grid, args=(str(tmp_path), workers))

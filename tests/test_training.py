@@ -21,7 +21,7 @@ from mnv3nb.config import PruneConfig, RunConfig
 from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
 from mnv3nb.runs import Runs
-from mnv3nb.store import FILES
+from mnv3nb.store import FILES, write_state
 from mnv3nb.training import learning_rate, recalibrate
 
 NAMES = sorted([*FILES, "result.json"])
@@ -298,9 +298,11 @@ def test_a_run_whose_model_is_gone_is_unfinished_while_it_is_made_again(runs, st
 
     monkeypatch.setattr("mnv3nb.runs.train", spy)
     again = runs.run(config, model=True)
-    assert seen == [None, None] and "damaged" not in capsys.readouterr().err
+    (aside,) = runs.folder.glob(f"{config.key}.damaged-*")
+    assert seen == [None, None] and capsys.readouterr().err == f"moved aside: {aside}; the run starts anew\n"
+    assert (aside / "result.json").exists()  # what there was is kept
     assert same_tensors(again.model().state_dict(), Runs(store, store / "none").find(config).model().state_dict())
-    assert sorted(path.name for path in runs.folder.iterdir()) == [".locks", config.key]
+    assert sorted(path.name for path in runs.folder.iterdir()) == [".locks", config.key, aside.name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -335,8 +337,31 @@ def test_a_damaged_state_is_moved_aside_and_the_run_starts_anew(store, config, t
     run = Runs(tmp_path, tmp_path / "none").run(config)
     assert "state.safetensors is not a whole safetensors file" in capsys.readouterr().err
     assert same_tensors(run.model().state_dict(), Runs(store, store / "none").find(config).model().state_dict())
-    (aside,) = run.folder.glob("state.damaged-*")
+    (aside,) = run.folder.glob("state.safetensors.damaged-*")
     assert aside.read_bytes() == b"not a state"
+
+
+@pytest.mark.parametrize("what", ["another run's", "a network", "a folder", "too long"])
+def test_a_state_of_something_else_is_moved_aside_and_the_run_starts_anew(store, config, tmp_path, capsys, monkeypatch, what):
+    other, states = replace(config, train=replace(config.train, seed=config.train.seed + 1)), []
+    monkeypatch.setattr(
+        "mnv3nb.runs.write_state", lambda path, *args, **more: states.append(args) or write_state(path, *args, **more)
+    )
+    Runs(tmp_path / "other", store / "none").run(other)
+    state = tmp_path / config.key / "state.safetensors"
+    state.parent.mkdir()
+    if what == "another run's":
+        write_state(state, *states[0], threads=1, environments=[])
+    elif what == "too long":
+        rows = [row | {"epoch": epoch} for epoch, row in enumerate(states[0][2] * 9)]
+        write_state(state, config, states[0][1], rows, threads=1, environments=[])
+    elif what == "a network":
+        shutil.copy(store / config.key / "model.safetensors", state)
+    else:
+        state.mkdir()
+    run = Runs(tmp_path, tmp_path / "none").run(config)
+    assert "moved aside" in capsys.readouterr().err and len(list(run.folder.glob("state.safetensors.damaged-*"))) == 1
+    assert same_tensors(run.model().state_dict(), Runs(store, store / "none").find(config).model().state_dict())
 
 
 def test_a_pruned_run_starts_from_its_parents_network(runs, config):
