@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
+from datetime import date
 
 import nbformat
 import psutil
@@ -184,7 +186,8 @@ def folder(tmp_path, monkeypatch):
     write(
         "02_endless.ipynb",
         'profile: str = "digits"',
-        "import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\nprint('started')\ntime.sleep(600)",
+        "import os, pathlib, time\npart = pathlib.Path('part')\npart.write_text(str(os.getpid()))\npart.rename('kernel')\n"
+        "print('started')\ntime.sleep(600)",
     )
     return tmp_path
 
@@ -232,14 +235,27 @@ def test_an_interrupted_notebook_leaves_no_kernel_behind(folder, monkeypatch):
     assert ended(int((folder / "kernel").read_text()))
 
 
-def test_an_old_copy_does_not_pass_for_the_result_of_a_run_that_left_none(folder, monkeypatch):
+def test_a_killed_call_leaves_neither_process_nor_half_a_copy(folder):
+    call = f"from mnv3nb.notebooks import *; run_notebooks('02', 60, Path({str(folder)!r}), profile='smoke')"
+    process = subprocess.Popen([sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (folder / "kernel").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(started) >= 2 and not psutil.wait_procs(started, timeout=30)[1]  # papermill and its kernel
+    assert not (folder / "home" / "figures" / "smoke").exists()
+
+
+def test_of_a_run_that_left_no_copy_an_old_one_stays_and_the_failure_is_told(folder, monkeypatch):
     (folder / "01_good.ipynb").write_text("{}")
     copy = folder / "home" / "figures" / "smoke" / "01_good.ipynb"
     copy.parent.mkdir(parents=True)
-    copy.write_text((folder / "02_endless.ipynb").read_text())
+    copy.write_text("old")
     monkeypatch.setattr("mnv3nb.notebooks.parameters_of", lambda path: {"profile"})
     (failure,) = run_notebooks("01", 60, folder, profile="smoke")
-    assert "left no copy" in failure and not copy.exists()
+    assert "left no copy" in failure and copy.read_text() == "old"
 
 
 def test_unknown_parameters_profiles_and_numbers_are_refused_before_anything_runs(folder):
@@ -247,6 +263,8 @@ def test_unknown_parameters_profiles_and_numbers_are_refused_before_anything_run
         ((None, 60, folder), {"sede": 1}, "no notebook has a parameter sede; there are profile, seed"),
         ((None, 60, folder), {"folder": "x"}, "no notebook has a parameter folder"),
         (("01", 60, folder), {"seed": 1}, "no notebook has a parameter seed; there are profile"),
+        (("01", float("inf"), folder), {}, "timeout must be a number of seconds above 0, got inf"),
+        (("00", 60, folder), {"seed": date(2020, 1, 1)}, "parameters must be plain numbers, words or lists"),
         (("07", 60, folder), {}, "no notebook numbered 07; there are 00, 01, 02"),
         ((None, 60, folder), {"profile": "smokey"}, "unknown profile 'smokey'; did you mean 'smoke'"),
     ):
