@@ -15,14 +15,26 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .checkpoint import load_model, save_model, save_tensors, sync_folder, write_atomically
+from .checkpoint import load_model, save_model, save_tensors, write_atomically
 from .complexity import count_parameters
 from .config import FORMAT, RunConfig
 from .data import Dataset, data_checksum, default_home, load_once, to_input
 from .importance import NEEDS_DATA, filter_sparsity, score
 from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
-from .store import FILES, Run, environment, read_run, read_state, write_json, write_metrics, write_result, write_state
+from .store import (
+    FILES,
+    Run,
+    environment,
+    is_whole,
+    move_aside,
+    read_run,
+    read_state,
+    write_json,
+    write_metrics,
+    write_result,
+    write_state,
+)  # fmt: skip
 from .training import TrainConfig, evaluate, pick_device, train
 from .workers import count_workers, processes, threads
 
@@ -90,11 +102,8 @@ class Runs:
     def _set_aside(self, folder: Path) -> None:
         """Renames a damaged run's folder, unless a process is at work in it (Timeout, an OSError) or nothing may be written."""
         with contextlib.suppress(OSError), self._lock(folder.name).acquire(timeout=0):
-            try:
-                read_run(folder)
-            except (ValueError, OSError):
-                if (folder / "result.json").is_file():
-                    _move_aside(folder)
+            if (folder / "result.json").is_file() and not is_whole(folder):
+                move_aside(folder)
 
     def run_grid(self, configs: Iterable[RunConfig], executor: Executor | None = None) -> list[Run]:
         """`run` for each config, in order; parents come first, every run is trained once.
@@ -194,10 +203,11 @@ class Runs:
         with self._lock(f"record-{config.key}"):
             if run.folder == place or ((found := self.find(config, model)) and found.folder == place):
                 return read_run(place)
-            with tempfile.TemporaryDirectory(prefix=".", dir=_folder(self.recorded)) as scratch:
+            self.recorded.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=self.recorded) as scratch:
                 self._copy(run, Path(scratch, config.key), model)
                 if place.exists():
-                    os.replace(place, Path(scratch, "before")) if self._whole(place) else _move_aside(place)
+                    os.replace(place, Path(scratch, "before")) if is_whole(place) else move_aside(place)
                 os.replace(Path(scratch, config.key), place)
             return read_run(place)
 
@@ -240,7 +250,7 @@ class Runs:
         if folder.is_symlink():
             raise ValueError(f"{folder} is a link; runs are written into folders of the store only: remove it")
         if not stored.exists() and any((folder / name).exists() for name in ("result.json", *FILES[2:])):
-            _move_aside(folder)  # a file is missing: its network, or the result that says that the others are whole
+            move_aside(folder)  # a file is missing: its network, or the result that says that the others are whole
         (folder / "result.json").unlink(missing_ok=True)
         write_json(folder / "config.json", {
             "format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config),
@@ -255,7 +265,7 @@ class Runs:
                 history, count, before = (metadata[key] for key in ("history", "threads", "environments"))
             except ValueError as error:
                 print(error, file=sys.stderr)
-                _move_aside(stored)
+                move_aside(stored)
         here = environment(device) | {"threads": count}
         before = [other for other in before if other != here]
 
@@ -293,25 +303,6 @@ class Runs:
             if (folder / "state.safetensors").is_file():
                 stored = (folder / "metrics.csv").read_bytes().count(b"\n") - 2  # less the names and epoch 0
         return max(1, config.train.epochs - stored) * (len(data.train_images) + len(data.test_images) // 3)
-
-    def _whole(self, folder: Path) -> bool:
-        try:
-            return bool(read_run(folder))
-        except (ValueError, OSError):
-            return False
-
-
-def _move_aside(path: Path) -> None:
-    """Renames a damaged file or folder: nothing is deleted."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    os.replace(path, aside)
-    sync_folder(path.parent)
-    print(f"moved aside: {aside}; the run starts anew", file=sys.stderr)
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _data(config: RunConfig) -> Dataset:

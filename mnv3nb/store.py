@@ -4,8 +4,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +18,7 @@ import torchvision
 from torch import Tensor
 from torch.backends.cpu import get_cpu_capability
 
-from .checkpoint import load_model, load_tensors, save_tensors, write_atomically
+from .checkpoint import load_model, load_tensors, save_tensors, sync_folder, write_atomically
 from .config import FORMAT, RunConfig
 from .data import CHECKSUMS
 from .model import MobileNetV3Large
@@ -100,6 +103,21 @@ def read_run(folder: Path) -> Run:
         if not path.is_file() or _file_digest(path) != digest:
             raise ValueError(f"{path} is missing or its checksum does not match; delete or restore {folder}")
     return Run(config, folder, result)
+
+
+def is_whole(folder: Path) -> bool:
+    try:
+        return bool(read_run(folder))
+    except (ValueError, OSError):
+        return False
+
+
+def move_aside(path: Path) -> None:
+    """Renames a damaged file or folder and says so: nothing is deleted."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    sync_folder(path.parent)
+    print(f"moved aside: {aside}; the run starts anew", file=sys.stderr)
 
 
 def _read_json(path: Path) -> dict:

@@ -21,7 +21,7 @@ from mnv3nb.config import PruneConfig, RunConfig
 from mnv3nb.data import KEYS
 from mnv3nb.model import batch_norms
 from mnv3nb.runs import Runs
-from mnv3nb.store import FILES, write_state
+from mnv3nb.store import FILES, write_metrics, write_state
 from mnv3nb.training import learning_rate, recalibrate
 
 NAMES = sorted([*FILES, "result.json"])
@@ -284,6 +284,19 @@ def test_a_recorded_run_without_its_model_says_how_to_make_it(runs, store, confi
     assert runs.run(config, model=True).folder.parent == runs.folder
 
 
+def test_recording_replaces_a_run_without_its_network_and_moves_a_damaged_one_aside(runs, config, capsys):
+    place = runs.recorded / config.key
+    assert runs.record(config).folder == place and not (place / "model.safetensors").exists()
+    assert runs.record(config, model=True).folder == place and (place / "model.safetensors").exists()
+    assert runs.record(config).folder == place and (place / "model.safetensors").exists()
+    assert [path.name for path in runs.recorded.iterdir()] == [config.key]
+    (place / "metrics.csv").write_text("epoch\n")
+    runs.record(config)
+    (aside,) = runs.recorded.glob(f"{config.key}.damaged-*")
+    assert (aside / "model.safetensors").exists() and f"moved aside: {aside}" in capsys.readouterr().err
+    assert Runs(runs.folder.parent / "empty", runs.recorded).find(config)
+
+
 def test_a_run_whose_model_is_gone_is_unfinished_while_it_is_made_again(runs, store, config, monkeypatch, capsys):
     """Its old result.json would call the files that are being written damaged, and move them away."""
     (runs.folder / config.key / "model.safetensors").unlink()
@@ -399,6 +412,21 @@ def test_a_run_that_diverges_does_not_stop_the_grid_and_its_children_are_named(r
         runs.run_grid([bad, child_of(bad), good])
     assert runs.find(good) and not runs.find(bad)
     assert not (runs.folder / bad.key / "state.safetensors").exists()
+
+
+def test_the_time_left_counts_the_epochs_that_are_left(runs, config, monkeypatch):
+    config, calls = replace(config, train=replace(config.train, epochs=4)), []
+    whole = runs._work(config)
+
+    def two_epochs(*args):
+        calls.append(write_metrics(*args))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnv3nb.runs.write_metrics", two_epochs)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(config)
+    assert runs._work(config) == whole / 2
 
 
 def test_any_executor_makes_the_same_runs(store, config, tmp_path):
