@@ -226,7 +226,7 @@ def latency_targets(table: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharex=True)
     for (name, part), marker in zip(table.sort_values("ratio").groupby("chosen_by"), "osD^X"):
         lost = 100 * (1 - part.kept_score)
-        axes[0].plot(100 * part.ratio, lost.clip(lower=1e-4).where(name != "dense"), marker=marker, label=name)
+        axes[0].plot(100 * part.ratio, lost.clip(lower=1e-4).where(part.chosen_by != "dense"), marker=marker, label=name)
         axes[1].plot(100 * part.ratio, part.accuracy_pct, marker=marker, label=name)
     axes[0].set(ylabel="score lost (% of all)", yscale="log")
     axes[1].set(ylabel="test accuracy, not fine-tuned (%)")
