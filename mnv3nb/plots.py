@@ -212,9 +212,10 @@ def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> 
         ax.set_xscale("function", functions=odds)
         low, high = table[column].min(), table[column].max()
         if high - low > 15:
-            ticks = [x for x in (1, 3, 10, 30, 40, 50, 70, 90, 95, 98, 99, 99.7) if 0.7 * low < x < high + 1]
+            ticks = [x for x in (1, 3, 10, 20, 40, 70, 90, 95, 98, 99, 99.7) if 0.7 * low < x < high + 1]
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        ax.set(title=title, xlabel="test accuracy (%, log-odds scale)")
+        ax.set(title=title)
+    fig.supxlabel("test accuracy (%, log-odds scale)", fontsize=12)
     for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
         axes[0].axvline(value, linestyle=style, color=color, label=name)
     axes[0].set_yticks(range(len(order)), order)
