@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import os
 import time
 
 import numpy as np
@@ -87,7 +88,9 @@ def test_training_against_a_plain_loop(benchmark, photos, record):
     record("speed", what="training, 32 px, batch 64", against=PLAIN, **result)
 
 
-def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record, monkeypatch):
+@pytest.mark.parametrize("threads", sorted({1, os.cpu_count() or 1}))
+def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record, monkeypatch, threads):
+    torch.set_num_threads(threads)
     config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32)
     mine, other = MobileNetV3Large(), MobileNetV3Large()
 
@@ -97,7 +100,8 @@ def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record
             train(other, photos, config, device="cpu", progress=False)
 
     result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), without)
-    record("speed", what="training, 32 px, batch 64", against="the same loop without small_maps.py", **result)
+    what = f"training, 32 px, batch 64, {threads} thread{'s' * (threads > 1)}"
+    record("speed", what=what, against="the same loop without small_maps.py", **result)
 
 
 def test_where_a_step_spends_its_time(photos, record):
