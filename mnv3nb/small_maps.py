@@ -1,4 +1,4 @@
-"""Convolutions of feature maps of a few pixels, at which oneDNN is slow: two thirds of this network at 32 pixels."""
+"""Convolutions of feature maps of a few pixels, at which oneDNN is slow: two thirds of the layers at 32 pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ MATMUL_PIXELS = 64  # a 1×1 convolution of larger maps gains nothing as a matri
 
 
 class SmallMaps(TorchFunctionMode):
-    """`with SmallMaps():` a CPU computes the same convolutions and gradients, up to rounding, several times as fast.
+    """`with SmallMaps():` a CPU computes the same convolutions and gradients, up to rounding, faster (`make bench`: how much).
 
-    1×1 convolutions of at most 64 pixels become matrix products (twice as fast). Depthwise convolutions whose kernel is
-    larger than the map get their weight gradient from here: oneDNN's falls back to a reference that takes 10 to 400 times
-    as long, 60 % of a training step at 32 pixels. All else, and the network itself, stays as it is.
+    1×1 convolutions of at most 64 pixels become matrix products. Depthwise convolutions whose kernel is larger than the
+    map get their weight gradient from here: oneDNN's falls back to a reference, on some processors hundreds of times as
+    slow. All else, and the network itself, stays as it is.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
