@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from mnv3nb import Dataset, MobileNetV3Large, TrainConfig, evaluate, keep_masks, prune, score, train
 
-IMAGES, BATCH, ROUNDS = 1024, 64, 7
+IMAGES, BATCH, ROUNDS = 1024, 64, 15
 PLAIN = "torchvision's transforms, DataLoader with 2 workers, fp32, NCHW"
 
 
