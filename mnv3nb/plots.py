@@ -219,7 +219,7 @@ def criteria_chart(table: pd.DataFrame, block: str, lines: dict[str, float]) -> 
     for (name, value), style, color in zip(lines.items(), ("--", ":"), sns.color_palette()[2:]):
         axes[0].axvline(value, linestyle=style, color=color, label=name)
     axes[0].set_yticks(range(len(order)), order)
-    fig.legend(loc="outside lower center", ncols=3, fontsize=10)
+    fig.legend(loc="outside upper center", ncols=3, fontsize=10)
     return fig
 
 
