@@ -79,10 +79,12 @@ def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | 
         with FileLock(f"{path}.lock"):  # of several processes one downloads
             if not path.exists():
                 _download_cifar(name, path)
+    if name not in NAMES:
+        return _read_npz(path)
     try:
-        return _read_npz(path) if name.endswith(".npz") else _verified(name, _read_npz(path))
+        return _verified(name, _read_npz(path))
     except ValueError as error:
-        raise ValueError(f"{error}; remove {path}, and it is fetched again" if name in NAMES else str(error)) from error
+        raise ValueError(f"{error}; remove {path}, and it is fetched again") from error
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str, more: str = "") -> Any:

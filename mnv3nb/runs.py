@@ -249,9 +249,9 @@ class Runs:
         stored = folder / "state.safetensors"
         if folder.is_symlink():
             raise ValueError(f"{folder} is a link; runs are written into folders of the store only: remove it")
-        if not stored.exists() and any((folder / name).exists() for name in ("result.json", *FILES[2:])):
-            move_aside(folder)  # a file is missing: its network, or the result that says that the others are whole
-        (folder / "result.json").unlink(missing_ok=True)
+        ends = any((folder / name).exists() for name in FILES[2:]) and not stored.exists()
+        if ends or (folder / "result.json").exists():  # its network is missing, or the result that says that all is whole
+            move_aside(folder)
         write_json(folder / "config.json", {
             "format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config),
         })  # fmt: skip

@@ -106,6 +106,7 @@ def read_run(folder: Path) -> Run:
 
 
 def is_whole(folder: Path) -> bool:
+    """Whether `folder` holds a finished, undamaged run."""
     try:
         return bool(read_run(folder))
     except (ValueError, OSError):
@@ -136,7 +137,7 @@ def read_state(path: Path, config: RunConfig, model: MobileNetV3Large) -> tuple[
     try:
         state, metadata = load_tensors(path)
         history, threads = metadata["history"], metadata["threads"]
-        numbers = all(v is None or isinstance(v, int | float) for row in history for v in row.values())
+        numbers = isinstance(threads, int) and all(v is None or isinstance(v, int | float) for r in history for v in r.values())
         epochs = [row["epoch"] for row in history] == list(range(len(history))) and 2 <= len(history) <= config.train.epochs + 1
         ours = metadata["key"] == config.key and isinstance(metadata["environments"], list)
         shapes = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
