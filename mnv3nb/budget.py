@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import DENSE_WIDTHS, STEM, UNITS, make_divisible
+from .model import DENSE_WIDTHS, STEM, BLOCKS, make_divisible
 
 COSTS = ("filters", "parameters", "flops")
 
@@ -21,13 +21,13 @@ def unit_costs(
     `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels; sums over the units
     differ from the network's by the stem, head and classifier. Raises ValueError for another cost or number of units.
     """
-    if cost not in COSTS or len(dense) != len(UNITS) or multiple_of < 1:
+    if cost not in COSTS or len(dense) != len(BLOCKS) or multiple_of < 1:
         raise ValueError(
-            f"the cost must be one of {', '.join(COSTS)}, of {len(UNITS)} units, at multiples of 1 or more; "
+            f"the cost must be one of {', '.join(COSTS)}, of {len(BLOCKS)} units, at multiples of 1 or more; "
             f"got {cost!r} of {len(dense)} at multiples of {multiple_of}"
         )
     tables, channels, sides = [], STEM, map_sides(image_size)
-    for (kernel, _, out, has_se, act, _), widest, a, b in zip(UNITS, dense, sides, sides[1:]):
+    for (kernel, _, out, has_se, act, _), widest, a, b in zip(BLOCKS, dense, sides, sides[1:]):
         before, after, relu, table = a**2, b**2, act == "RE", {}
         for w in range(multiple_of, widest + 1, multiple_of) if widest >= multiple_of else (widest,):
             q = make_divisible(w / 4) if has_se else 0
@@ -41,7 +41,7 @@ def unit_costs(
 
 def map_sides(image_size: int) -> list[int]:
     """Side in pixels of the square map that each unit takes, and last of the one that the head takes."""
-    strides = (2, *(row[5] for row in UNITS))
+    strides = (2, *(row[5] for row in BLOCKS))
     return list(accumulate(strides, lambda side, stride: -(-side // stride), initial=image_size))[1:]
 
 

@@ -115,7 +115,7 @@ def save_model(model: MobileNetV3Large, path: str | os.PathLike, /, half: bool =
     tensors = dict(model.state_dict())
     if half:
         tensors = {k: _to_half(v, ".expand." in k) if v.ndim > 1 else v for k, v in tensors.items()}
-    shape = {"num_classes": model.num_classes, "widths": model.widths, "squeeze": model.squeeze}
+    shape = {"architecture": "mnv3nb/MobileNetV3Large", "num_classes": model.num_classes, "widths": model.widths, "squeeze": model.squeeze}
     save_tensors(path, tensors, {**metadata, "model": shape})
 
 
@@ -129,7 +129,10 @@ def load_model(path: str | os.PathLike) -> MobileNetV3Large:
         raise ValueError(f"{path} holds no model but the state of a training; give a model.safetensors")
     try:
         with torch.device("meta"):  # no memory is taken for widths that a file only claims
-            model = MobileNetV3Large(**metadata["model"])
+            shape = dict(metadata["model"])
+            if (name := shape.pop("architecture", None)) != "mnv3nb/MobileNetV3Large":
+                raise ValueError(f"{path} holds a network {name!r}")
+            model = MobileNetV3Large(**shape)
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         if wrong := [k for k, v in model.state_dict().items() if k in tensors and v.dtype != tensors[k].dtype]:
             raise TypeError(f"{wrong[0]} is {tensors[wrong[0]].dtype}")

@@ -5,17 +5,18 @@ import json
 from dataclasses import MISSING, dataclass, field, fields
 
 from .data import data_checksum, lookup
-from .importance import CRITERIA
+from .importance import CRITERIA, RANKINGS
 from .pruning import check_words
 from .training import TrainConfig
 
-FORMAT = 2  # part of every run's name: raise it when the same config would train something else
+FORMAT = 3  # part of every run's name: raise it when the same config would train something else
 
 
 @dataclass(frozen=True)
 class PruneConfig:
     """How a run's network comes out of its parent's: see `score`, `keep_masks` and `prune`.
 
+    `ranking`: filters compete in the whole network ("global") or, by their rank, within their layer ("layer").
     `inherit=False` keeps only the pruned shape and draws random weights: does the weight matter, or the shape?
     """
 
@@ -25,9 +26,12 @@ class PruneConfig:
     min_width: int = 1
     squeeze: str = "paper"
     inherit: bool = True
+    ranking: str = "global"
 
     def __post_init__(self):
         lookup(CRITERIA, self.criterion, "criterion")
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, got {self.ranking!r}")
         check_words(self.rate, self.multiple_of, self.min_width, self.squeeze)
         object.__setattr__(self, "rate", float(self.rate))  # 0 and 0.0 are one name
 
@@ -75,6 +79,7 @@ class RunConfig:
         """A short description for people."""
         p, t = self.prune, self.train
         what = f"λ={t.lam:g}" if not p else f"{p.criterion} {p.rate:.0%}" + ("" if p.inherit else " from scratch")
+        what += f" within layers" if p and p.ranking == "layer" else ""
         what += f", widths to {p.multiple_of}" if p and p.multiple_of > 1 else ""
         what += f", squeeze {p.squeeze}" if p and p.squeeze != PruneConfig.squeeze else ""
         defaults = TrainConfig()

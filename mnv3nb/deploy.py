@@ -152,7 +152,7 @@ def unit_latencies(template: onnx.ModelProto, widths: Sequence[Sequence[int]], r
     ONNX Runtime, one thread, batch 1, medians over `rounds`; `template`: from `onnx_template`, its image size counts.
     """
     starts = {name: node.input[0] for node in template.graph.node for name in node.input}
-    edges = [starts[f"units.{i}.expand.0.weight"] for i in range(len(widths))] + [starts["head.0.weight"]]
+    edges = [starts[f"blocks.{i}.expand.0.weight"] for i in range(len(widths))] + [starts["head.0.weight"]]
     cut = onnx.utils.Extractor(template)
     parts = [cut.extract_model([a], [b]) for a, b in pairwise(edges)]
     dense, runners = MobileNetV3Large(), [{} for _ in parts]

@@ -61,7 +61,7 @@ def arrow(ax: Axes, start: tuple, end: tuple, text: str = "", connection: str = 
 
 def unit_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 224) -> Figure:
     """Figure 1: unit `unit` (0 to 14) of `model`; output shapes are C×H×W for images of `image_size` pixels."""
-    u, shapes, q = model.units[unit], _shapes(model, image_size), model.squeeze[unit]
+    u, shapes, q = model.blocks[unit], _shapes(model, image_size), model.squeeze[unit]
     act, conv, y = NAMES[type(u.depthwise[2])], u.depthwise[0], 1.6
     fig, ax = canvas(10, 4.2 if q else 2.9)
     ax.text(0.08, 3.9 if q else 2.6, f"Unit {unit}", fontsize=12, weight="bold")
@@ -98,8 +98,8 @@ def unit_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 224) 
 
 def separable_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 224) -> Figure:
     """Figure 2: the depthwise and 1×1 convolutions of one unit below the standard convolution they stand for."""
-    u, shapes = model.units[unit], _shapes(model, image_size)
-    before, after, out = (shapes[f"units.{unit}.{part}"] for part in ("expand", "depthwise", "project"))
+    u, shapes = model.blocks[unit], _shapes(model, image_size)
+    before, after, out = (shapes[f"blocks.{unit}.{part}"] for part in ("expand", "depthwise", "project"))
     pair, kernel = (u.depthwise[0], u.project[0]), u.depthwise[0].kernel_size
     single = nn.Conv2d(before[0], out[0], kernel, bias=False, device="meta")
     weights = [single.weight.numel(), sum(conv.weight.numel() for conv in pair)]
@@ -140,7 +140,7 @@ def separable_drawing(model: MobileNetV3Large, unit: int = 4, image_size: int = 
 
 def bottleneck_drawing(model: MobileNetV3Large, unit: int = 4) -> Figure:
     """Figure 3: one unit as an inverted residual with a linear bottleneck; below, all units of `model`. Heights = channels."""
-    u, (fig, ax) = model.units[unit], canvas(10, 5.6)
+    u, (fig, ax) = model.blocks[unit], canvas(10, 5.6)
     act, y, scale = NAMES[type(u.expand[2])], 4.0, 1.75 / u.expand[0].out_channels
     texts = f"1×1 expansion\n{act}", f"depthwise\n{act}", "1×1 projection\nno activation\n(linear)"
     for x, text, (a, b, kind) in zip((1.7, 4.0, 6.3), texts, _profile(u)):
@@ -157,7 +157,7 @@ def bottleneck_drawing(model: MobileNetV3Large, unit: int = 4) -> Figure:
     for top, title in ((5.3, f"Unit {unit}"), (2.6, "All units")):
         ax.text(0.08, top, title, fontsize=12, weight="bold")
     scale, step = 1.5 / max(model.widths), 0.59
-    for i, u in enumerate(model.units):
+    for i, u in enumerate(model.blocks):
         for x, (a, b, kind) in zip((0, 0.18, 0.36), _profile(u)):
             _trapezoid(ax, 0.87 + step * i + x, 1.5, 0.18, a * scale, b * scale, kind)
         top = 1.5 + model.widths[i] * scale / 2
@@ -216,7 +216,7 @@ def cut_drawing(before: MobileNetV3Large, after: MobileNetV3Large, mask: Tensor,
     """
     names = ["1×1 expansion", "depthwise", *["SE squeeze", "SE excite"] * bool(before.squeeze[unit]), "1×1 projection"]
     rows, kept = mask[: window[0]].numpy(), int(mask[: window[0]].sum())
-    sides = [_matrices(net.units[unit]) for net in (before, after)]
+    sides = [_matrices(net.blocks[unit]) for net in (before, after)]
     fig, axes = plt.subplots(2, len(names), figsize=(9, 5.6), width_ratios=[min(m.shape[1], window[1]) for m in sides[0]],
                              height_ratios=(len(rows), max(1, kept)))  # fmt: skip
     for (top, bottom), name, whole, rest in zip(axes.T, names, *sides):
@@ -270,11 +270,11 @@ def _cuboid(ax: Axes, x: float, y: float, length: float, side: float, kind: str,
 
 
 def _shapes(model: MobileNetV3Large, image_size: int) -> dict[str, tuple[int, int, int]]:
-    """Output shape (C, H, W) of every unit's expand, depthwise and project, and of its input ("units.0.in")."""
+    """Output shape (C, H, W) of every unit's expand, depthwise and project, and of its input ("blocks.0.in")."""
     shapes = {row["name"]: row["shape"] for row in layer_costs(model, image_size)}
-    found = {f"units.{i}.{p}": shapes[f"units.{i}.{p}.1"] for i in range(15) for p in ("expand", "depthwise", "project")}
-    before = [shapes["stem.1"], *(found[f"units.{i}.project"] for i in range(14))]
-    return found | {f"units.{i}.in": shape for i, shape in enumerate(before)}
+    found = {f"blocks.{i}.{p}": shapes[f"blocks.{i}.{p}.1"] for i in range(15) for p in ("expand", "depthwise", "project")}
+    before = [shapes["stem.1"], *(found[f"blocks.{i}.project"] for i in range(14))]
+    return found | {f"blocks.{i}.in": shape for i, shape in enumerate(before)}
 
 
 def _times(shape: tuple) -> str:

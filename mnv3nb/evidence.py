@@ -66,7 +66,7 @@ def _facts() -> Iterator[Item]:
         return Item(source, name, float(printed), lambda: float(ours), kind="exact", form=form, **more)
 
     layers = pd.DataFrame(layer_costs(MobileNetV3Large()))
-    units, linear = layers.name.str.startswith("units"), layers.type == "Linear"
+    units, linear = layers.name.str.startswith("blocks"), layers.type == "Linear"
     outer = ~units & (layers.type == "BatchNorm2d")
     for name, left_out, what in (("parameters", outer, "stem's and head's BatchNorms"), ("flops", linear, "two linear layers")):
         share, without = (100 * layers[name][units].sum() / layers[name][rows].sum() for rows in (slice(None), ~left_out))
@@ -271,7 +271,7 @@ def _test_part(run: Run, images: int = 300) -> tuple[Tensor, Tensor, int]:
 def _own_mean(run: Run) -> float:
     """Accuracy before fine-tuning, cut by |γ|·S with the layer's mean minus with each filter's own mean as threshold."""
     model = run.model()
-    weights = [unit.expand[0].weight.detach().abs().flatten(1) for unit in model.units]
+    weights = [unit.expand[0].weight.detach().abs().flatten(1) for unit in model.blocks]
     own = [g.abs() * (w >= w.mean(1, keepdim=True)).float().mean(1) for g, w in zip(run.gamma, weights)]
     a, b = (evaluate(prune(model, keep_masks(s, HALF)), *_test_part(run, 2000)) for s in (score(model), own))
     return 100 * (a - b)

@@ -1,7 +1,7 @@
 """How much each filter of the 15 expansion convolutions matters: the paper's m = |γ|·S and what it is compared with."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,7 @@ CRITERIA: dict[str, Callable[[Expansion], Tensor]] = {
     f.__name__: f for f in (gamma_sparsity, gamma, sparsity, l1, l1_gamma, random, l2, fpgm, taylor)
 }
 NEEDS_DATA = ("taylor",)
+RANKINGS = ("global", "layer")
 
 
 def score(
@@ -109,13 +110,18 @@ def score(
         model, grads = _gradients(model, batches)
     generator = torch.Generator().manual_seed(seed)
     scores = []
-    for i, unit in enumerate(model.units):
+    for i, unit in enumerate(model.blocks):
         weight, bn = unit.expand[0].weight.detach().cpu(), unit.expand[1]
         expansion = Expansion(weight, bn.weight.detach().cpu(), bn.bias.detach().cpu(), *grads.get(i, (None, None)), generator)
         scores.append(function(expansion))
         if not scores[-1].isfinite().all():
             raise ValueError(f"criterion {criterion!r} gives scores that are not finite in unit {i}: has the training diverged?")
     return scores
+
+
+def rank_within_layers(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Each score's rank within its layer, in [0, 1): one threshold for all layers then cuts the same share of each."""
+    return [s.argsort(stable=True).argsort().double() / len(s) for s in scores]
 
 
 def _gradients(model: MobileNetV3Large, batches: Iterable[tuple[Tensor, Tensor]]):
@@ -129,5 +135,5 @@ def _gradients(model: MobileNetV3Large, batches: Iterable[tuple[Tensor, Tensor]]
         count += 1
     if not count:
         raise ValueError("batches is empty: give at least one (images, labels)")
-    layers = [unit.expand[1] for unit in model.units]
+    layers = [unit.expand[1] for unit in model.blocks]
     return model, {i: (bn.weight.grad.cpu() / count, bn.bias.grad.cpu() / count) for i, bn in enumerate(layers)}

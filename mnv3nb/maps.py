@@ -39,7 +39,7 @@ def map_statistics(
 
         return hook
 
-    hooks = [unit.expand.register_forward_hook(watch(i)) for i, unit in enumerate(model.units)]
+    hooks = [unit.expand.register_forward_hook(watch(i)) for i, unit in enumerate(model.blocks)]
     for part in images.split(32):
         model.eval()(to_input(part, image_size))
     for hook in hooks:

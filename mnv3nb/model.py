@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 # kernel, expansion, out, squeeze-and-excitation, activation, stride: the 15 inverted-residual units (widths: Table 5)
-UNITS = (
+BLOCKS = (
     (3, 16, 16, False, "RE", 1),
     (3, 64, 24, False, "RE", 2),
     (3, 72, 24, False, "RE", 1),
@@ -24,7 +24,7 @@ UNITS = (
     (5, 960, 160, True, "HS", 1),
 )
 STEM, HEAD, FEATURES = 16, 960, 1280
-DENSE_WIDTHS = tuple(row[1] for row in UNITS)
+DENSE_WIDTHS = tuple(row[1] for row in BLOCKS)
 ACTIVATIONS = {"RE": nn.ReLU6, "HS": nn.Hardswish}  # section 1: ReLU6 stands where plain ReLU would
 
 
@@ -39,7 +39,7 @@ def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
 
     Worked out anew from the pruned width: only so does Table 5's network have Table 3's 2.34 M parameters.
     """
-    return tuple(make_divisible(width / 4) if row[3] else 0 for width, row in zip(widths, UNITS, strict=True))
+    return tuple(make_divisible(width / 4) if row[3] else 0 for width, row in zip(widths, BLOCKS, strict=True))
 
 
 class InvertedResidual(nn.Module):
@@ -81,12 +81,12 @@ class MobileNetV3Large(nn.Module):
         self.num_classes = _whole("num_classes", [num_classes], 1)[0]
         self.widths = _whole("widths", DENSE_WIDTHS if widths is None else widths, 15)
         self.squeeze = _whole("squeeze", squeeze_widths(self.widths) if squeeze is None else squeeze, 15, least=0)
-        wrong = [i for i, (q, row) in enumerate(zip(self.squeeze, UNITS)) if (q > 0) != row[3]]
+        wrong = [i for i, (q, row) in enumerate(zip(self.squeeze, BLOCKS)) if (q > 0) != row[3]]
         if wrong:
             raise ValueError(f"squeeze must be 0 for units without SE and ≥ 1 for units with SE; wrong for units {wrong}")
         self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
-        inputs = (STEM, *(row[2] for row in UNITS))
-        self.units = nn.ModuleList(map(InvertedResidual, inputs, UNITS, self.widths, self.squeeze))
+        inputs = (STEM, *(row[2] for row in BLOCKS))
+        self.blocks = nn.ModuleList(map(InvertedResidual, inputs, BLOCKS, self.widths, self.squeeze))
         self.head = Conv2dNormActivation(inputs[-1], HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, self.num_classes))
         if self.stem[0].weight.is_meta:  # shapes only: no weights to draw
@@ -103,7 +103,7 @@ class MobileNetV3Large(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        for unit in self.units:
+        for unit in self.blocks:
             x = unit(x)
         return self.classifier(self.head(x).mean((2, 3)))
 

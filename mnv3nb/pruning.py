@@ -105,24 +105,24 @@ def prune(
         small = MobileNetV3Large(model.num_classes, widths, inner)
     state, inner_kept = {key: value.detach() for key, value in model.state_dict().items()}, {}
     for i, mask in enumerate(masks):
-        mask = mask.to(state[f"units.{i}.expand.0.weight"].device)
+        mask = mask.to(state[f"blocks.{i}.expand.0.weight"].device)
         for name in ("expand", "depthwise"):
             for key in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"):
-                state[f"units.{i}.{name}.{key}"] = state[f"units.{i}.{name}.{key}"][mask]
-        state[f"units.{i}.project.0.weight"] = state[f"units.{i}.project.0.weight"][:, mask]
+                state[f"blocks.{i}.{name}.{key}"] = state[f"blocks.{i}.{name}.{key}"][mask]
+        state[f"blocks.{i}.project.0.weight"] = state[f"blocks.{i}.project.0.weight"][:, mask]
         if inner[i]:
-            down, up = state[f"units.{i}.se.fc1.weight"][:, mask], state[f"units.{i}.se.fc2.weight"][mask]
+            down, up = state[f"blocks.{i}.se.fc1.weight"][:, mask], state[f"blocks.{i}.se.fc2.weight"][mask]
             strength = down.abs().sum(dim=(1, 2, 3)) * up.abs().sum(dim=(0, 2, 3))
             best = strength.argsort(descending=True, stable=True)[: inner[i]].sort().values
             inner_kept[i] = best
-            state[f"units.{i}.se.fc1.weight"], state[f"units.{i}.se.fc2.weight"] = down[best], up[:, best]
-            state[f"units.{i}.se.fc1.bias"] = state[f"units.{i}.se.fc1.bias"][best]
-            state[f"units.{i}.se.fc2.bias"] = state[f"units.{i}.se.fc2.bias"][mask]
+            state[f"blocks.{i}.se.fc1.weight"], state[f"blocks.{i}.se.fc2.weight"] = down[best], up[:, best]
+            state[f"blocks.{i}.se.fc1.bias"] = state[f"blocks.{i}.se.fc1.bias"][best]
+            state[f"blocks.{i}.se.fc2.bias"] = state[f"blocks.{i}.se.fc2.bias"][mask]
     small.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     if fold_bias:
         for i, mask in enumerate(masks):
             fold_bias_into(
-                copy.deepcopy(model.units[i]).eval(), small.units[i], mask, inner_kept.get(i), map_sides(image_size)[i]
+                copy.deepcopy(model.blocks[i]).eval(), small.blocks[i], mask, inner_kept.get(i), map_sides(image_size)[i]
             )
     return small.train(model.training)
 

@@ -19,7 +19,7 @@ from .checkpoint import load_model, save_model, save_tensors, write_atomically
 from .complexity import count_parameters
 from .config import FORMAT, RunConfig
 from .data import Dataset, data_checksum, default_home, load_once, to_input
-from .importance import NEEDS_DATA, filter_sparsity, score
+from .importance import NEEDS_DATA, filter_sparsity, rank_within_layers, score
 from .model import MobileNetV3Large
 from .pruning import keep_masks, prune
 from .store import (
@@ -227,13 +227,13 @@ class Runs:
             result["stored_correct_1000"] = round(first * len(data.test_images[:1000]))
         write_result(folder, result)
 
-    def network(self, config: RunConfig) -> MobileNetV3Large:
+    def network(self, config: RunConfig, fold_bias: bool = False) -> MobileNetV3Large:
         """The network with which `config`'s training starts: random weights, or the parent's network pruned."""
         if config.parent is None:
             return _fresh(config.train, len(_data(config).classes))
         model, p = self.run(config.parent, model=True).model(), config.prune
         masks = keep_masks(self.scores(config), p.rate, p.multiple_of, p.min_width)
-        small = prune(model, masks, p.squeeze) if p.rate or p.multiple_of > 1 else model
+        small = prune(model, masks, p.squeeze, fold_bias, config.train.image_size) if p.rate or p.multiple_of > 1 else model
         return small if p.inherit else _fresh(config.train, small.num_classes, small.widths, small.squeeze)
 
     def scores(self, config: RunConfig) -> list[Tensor]:
@@ -242,7 +242,8 @@ class Runs:
         if config.prune.criterion in NEEDS_DATA:
             data, size = _data(config), config.parent.train.image_size
             batches = [(to_input(data.train_images[i : i + 64], size), data.train_labels[i : i + 64]) for i in range(0, 512, 64)]
-        return score(self.run(config.parent, model=True).model(), config.prune.criterion, batches, seed=config.train.seed)
+        found = score(self.run(config.parent, model=True).model(), config.prune.criterion, batches, seed=config.train.seed)
+        return rank_within_layers(found) if config.prune.ranking == "layer" else found
 
     def _train(self, config: RunConfig, folder: Path) -> Run:
         device = pick_device(self.device)
@@ -280,14 +281,19 @@ class Runs:
         write_metrics(folder / "metrics.csv", history)
         save_model(model, folder / "model.safetensors", run=config.key, image_size=config.train.image_size,
                    classes=_data(config).classes, accuracy=history[-1]["test_accuracy"])  # fmt: skip
-        weights = [unit.expand[0].weight.detach().cpu() for unit in model.units]
-        gammas = {f"gamma.{i}": unit.expand[1].weight for i, unit in enumerate(model.units)}
+        weights = [unit.expand[0].weight.detach().cpu() for unit in model.blocks]
+        gammas = {f"gamma.{i}": unit.expand[1].weight for i, unit in enumerate(model.blocks)}
         save_tensors(
             folder / "filters.safetensors", gammas | {f"sparsity.{i}": filter_sparsity(w) for i, w in enumerate(weights)}, {}
         )
         seconds = sum(row["seconds"] for row in history)
         images = (len(history) - 1) * len(_data(config).train_images)
+        folded, data = None, _data(config)
+        if config.prune and config.prune.inherit:
+            folded = evaluate(self.network(config, fold_bias=True).to(device), data.test_images, data.test_labels,
+                              config.train.image_size)  # fmt: skip
         write_result(folder, {
+            "accuracy_folded": folded,
             "accuracy": history[-1]["test_accuracy"], "accuracy_before": history[0]["test_accuracy"],
             "parameters": count_parameters(model), "widths": model.widths, "squeeze": model.squeeze,
             "seconds": seconds, "images_per_second": images / seconds if seconds else None,

@@ -108,7 +108,7 @@ def train(
     elif not history:
         accuracy = evaluate(model, test_images, test_labels, config.image_size)
         history = [{"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy, "seconds": 0.0}]
-    layers = [unit.expand[1] for unit in model.units] if config.penalized == "expansion" else batch_norms(model)
+    layers = [unit.expand[1] for unit in model.blocks] if config.penalized == "expansion" else batch_norms(model)
     gammas = [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
     if config.lam and not gammas:
         raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")

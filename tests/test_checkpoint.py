@@ -26,7 +26,7 @@ def sparse() -> MobileNetV3Large:
     model = lively(8)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
-        for unit in model.units:
+        for unit in model.blocks:
             gamma = unit.expand[1].weight
             dead = torch.rand(len(gamma), generator=generator) < 0.5
             gamma[dead] *= 10.0 ** (-13 + 4 * torch.rand(int(dead.sum()), generator=generator))
@@ -46,8 +46,8 @@ def saved(sparse, tmp_path_factory):
 def test_half_precision_keeps_dead_gammas_apart_and_all_masks(sparse, tmp_path):
     save_model(sparse, tmp_path / "half.safetensors", half=True)
     stored = load_model(tmp_path / "half.safetensors")
-    gammas = torch.cat([unit.expand[1].weight.detach() for unit in stored.units])
-    assert torch.equal(gammas, torch.cat([unit.expand[1].weight.detach() for unit in sparse.units]))
+    gammas = torch.cat([unit.expand[1].weight.detach() for unit in stored.blocks])
+    assert torch.equal(gammas, torch.cat([unit.expand[1].weight.detach() for unit in sparse.blocks]))
     assert (gammas.abs() < 6e-8).sum() > 2000 and gammas.half().eq(0).sum() > 2000  # all of them 0 if stored in fp16
     assert all(torch.equal(a, b) for a, b in zip(score(stored), score(sparse)))
     for rate in RATES:
@@ -91,9 +91,9 @@ def test_half_precision_keeps_every_s(filters, channels, exponent, seed, kind):
 def test_an_expansion_that_fp16_cannot_hold_keeps_its_s_all_the_same(sparse, tmp_path, weight):
     model = prune(sparse, [torch.arange(width) < 8 for width in DENSE_WIDTHS])
     with torch.no_grad():
-        model.units[0].expand[0].weight.copy_(weight)
+        model.blocks[0].expand[0].weight.copy_(weight)
     save_model(model, tmp_path / "m.safetensors", half=True)
-    stored = load_model(tmp_path / "m.safetensors").units[0].expand[0].weight.detach()
+    stored = load_model(tmp_path / "m.safetensors").blocks[0].expand[0].weight.detach()
     assert torch.equal(filter_sparsity(stored), filter_sparsity(weight))
     torch.testing.assert_close(stored, weight, rtol=1e-2, atol=0)
 

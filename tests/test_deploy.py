@@ -45,10 +45,10 @@ def test_unit_costs_differ_between_networks_as_the_counts_do(dense, table5, size
 
 def test_map_sides_are_those_of_the_network(dense):
     sides = []
-    for unit in dense.units:
+    for unit in dense.blocks:
         unit.register_forward_pre_hook(lambda _, x: sides.append(x[0].shape[-1]))
     dense(torch.zeros(1, 3, 75, 75))
-    for unit in dense.units:
+    for unit in dense.blocks:
         unit._forward_pre_hooks.clear()
     assert map_sides(75) == [*sides, 3]
 
@@ -111,7 +111,7 @@ def silent(seed: int, units: range = range(15)) -> tuple[MobileNetV3Large, list[
     model, masks = lively(seed).double(), []
     for bn in batch_norms(model):
         bn.weight.data *= 0.5
-    for i, unit in enumerate(model.units):
+    for i, unit in enumerate(model.blocks):
         mask = torch.arange(DENSE_WIDTHS[i]) % 3 != 0 if i in units else torch.ones(DENSE_WIDTHS[i], dtype=torch.bool)
         unit.expand[1].weight.data[~mask] = 0
         masks.append(mask)
@@ -124,15 +124,15 @@ def test_folding_keeps_the_mean_of_the_projection_exactly(unit):
     small = prune(model, masks, fold_bias=True, image_size=64)
     bare = prune(model, masks)
     side = map_sides(64)[unit]
-    x = torch.randn(4, model.units[unit].expand[0].in_channels, side, side, dtype=torch.double)
-    want, got, without = (m.units[unit](x) for m in (model, small, bare))
+    x = torch.randn(4, model.blocks[unit].expand[0].in_channels, side, side, dtype=torch.double)
+    want, got, without = (m.blocks[unit](x) for m in (model, small, bare))
     assert torch.allclose(got.mean((2, 3)), want.mean((2, 3)), atol=1e-5)
     assert not torch.allclose(without.mean((2, 3)), want.mean((2, 3)), atol=1e-2)
 
 
 def test_folding_is_exact_at_every_pixel_where_the_border_does_not_reach():
     model, masks = silent(1, range(7, 8))
-    kernel = model.units[7].depthwise[0].weight
+    kernel = model.blocks[7].depthwise[0].weight
     with torch.no_grad():
         centre = torch.zeros_like(kernel)
         centre[:, :, 1, 1] = kernel[:, :, 1, 1]
@@ -148,7 +148,7 @@ def test_folding_keeps_the_input_of_squeeze_and_excitation_exactly():
     model, masks = silent(3, range(3, 4))
     small = prune(model, masks, "keep", fold_bias=True, image_size=64)
     x = torch.randn(2, 24, 16, 16, dtype=torch.double)
-    want, got = (u.se.fc1(u.se.avgpool(u.depthwise(u.expand(x)))) for u in (model.units[3], small.units[3]))
+    want, got = (u.se.fc1(u.se.avgpool(u.depthwise(u.expand(x)))) for u in (model.blocks[3], small.blocks[3]))
     assert torch.allclose(got, want, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from support import ROOT
 SOLUTIONS = {
     "my_sparsity": "def my_sparsity(w): return (w.abs() >= w.abs().mean()).float().mean((1, 2, 3))",
     "my_scores": "def my_scores(model): return [u.expand[1].weight.detach().abs() * my_sparsity(u.expand[0].weight.detach()) "
-                 "for u in model.units]",
+                 "for u in model.blocks]",
     "my_masks": "def my_masks(scores, rate):\n    s = torch.cat(scores).sort().values\n"
                 "    return [score > s[int(len(s) * rate)] for score in scores]",
     "my_cut": """
@@ -24,7 +24,7 @@ def my_cut(unit, mask):
 }  # fmt: skip
 WRONG = {
     "my_sparsity": "def my_sparsity(w): return (w.abs() >= w.abs().mean((1, 2, 3), keepdim=True)).float().mean((1, 2, 3))",
-    "my_scores": "def my_scores(model): return [u.expand[1].weight.detach().abs() for u in model.units]",
+    "my_scores": "def my_scores(model): return [u.expand[1].weight.detach().abs() for u in model.blocks]",
     "my_masks": "def my_masks(scores, rate): return [score > rate for score in scores]",
     "my_cut": "def my_cut(unit, mask): return unit",
     "my_flops": "def my_flops(c, n, size): return size * size * n * c",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import lively, random_masks
 
-from mnv3nb import DENSE_WIDTHS, UNITS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
+from mnv3nb import DENSE_WIDTHS, BLOCKS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
 from mnv3nb.data import to_input
 from mnv3nb.model import batch_norms
 from mnv3nb.small_maps import SmallMaps
@@ -27,7 +27,7 @@ def test_torch_pruning_removing_the_same_channels_gives_the_same_function():
     small = prune(model, masks, squeeze="keep")
     x = torch.randn(4, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
-    for unit, mask in zip(model.units, masks):
+    for unit, mask in zip(model.blocks, masks):
         gone = (~mask).nonzero().flatten().tolist()
         if gone:
             graph.get_pruning_group(unit.expand[0], torch_pruning.prune_conv_out_channels, idxs=gone).prune()
@@ -63,16 +63,16 @@ def test_the_forward_pass_is_that_of_plain_functions_row_by_row():
 
     x = images = torch.randn(2, 3, 48, 48, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     x = h_swish(conv_bn(x, "stem", stride=2))
-    for i, (_, width, out, has_se, activation, stride) in enumerate(UNITS):
+    for i, (_, width, out, has_se, activation, stride) in enumerate(BLOCKS):
         act = h_swish if activation == "HS" else lambda x: x.clamp(0, 6)
-        y = act(conv_bn(x, f"units.{i}.expand"))
-        y = act(conv_bn(y, f"units.{i}.depthwise", groups=width, stride=stride))
+        y = act(conv_bn(x, f"blocks.{i}.expand"))
+        y = act(conv_bn(y, f"blocks.{i}.depthwise", groups=width, stride=stride))
         if has_se:
             q = y.mean((2, 3), keepdim=True)
-            q = F.conv2d(q, w[f"units.{i}.se.fc1.weight"], w[f"units.{i}.se.fc1.bias"]).clamp(min=0)
-            q = F.conv2d(q, w[f"units.{i}.se.fc2.weight"], w[f"units.{i}.se.fc2.bias"])
+            q = F.conv2d(q, w[f"blocks.{i}.se.fc1.weight"], w[f"blocks.{i}.se.fc1.bias"]).clamp(min=0)
+            q = F.conv2d(q, w[f"blocks.{i}.se.fc2.weight"], w[f"blocks.{i}.se.fc2.bias"])
             y = y * (q + 3).clamp(0, 6) / 6
-        y = conv_bn(y, f"units.{i}.project")
+        y = conv_bn(y, f"blocks.{i}.project")
         x = x + y if stride == 1 and x.shape[1] == out else y
     x = h_swish(conv_bn(x, "head")).mean((2, 3))
     x = h_swish(x @ w["classifier.0.weight"].T + w["classifier.0.bias"])
@@ -88,7 +88,7 @@ def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
     scores = score(model, "taylor", batches)
     assert all(p.grad is None for p in model.parameters())
     for unit in (0, 7, 14):
-        channel, bn = int(scores[unit].argmax()), model.units[unit].expand[1]
+        channel, bn = int(scores[unit].argmax()), model.blocks[unit].expand[1]
         gamma, beta = bn.weight[channel].item(), bn.bias[channel].item()
 
         def loss(c, bn=bn, channel=channel, gamma=gamma, beta=beta):
@@ -198,7 +198,7 @@ PENALTIES = {
     "nothing": ({}, lambda model: 0.0),
     "Eq. 1": ({"lam": LAM}, lambda model: LAM * sum(bn.weight.abs().sum() for bn in batch_norms(model))),
     "Eq. 1 on the expansions": (
-        {"lam": LAM, "penalized": "expansion"}, lambda model: LAM * sum(u.expand[1].weight.abs().sum() for u in model.units)
+        {"lam": LAM, "penalized": "expansion"}, lambda model: LAM * sum(u.expand[1].weight.abs().sum() for u in model.blocks)
     ),
     "weight decay": (
         {"lam": LAM, "penalty": "l2"}, lambda model: LAM / 2 * sum(bn.weight.square().sum() for bn in batch_norms(model))
@@ -234,7 +234,7 @@ def test_a_proximal_step_is_the_plain_step_and_then_the_soft_threshold(tiny, pen
     lam, lr = 20.0, 1e-2  # γ is about 1 and shrinks by 0.2
     plain, _ = one_step(tiny)
     found, _ = one_step(tiny, lam=lam, penalty="proximal", penalized=penalized)
-    shrunk = {f"units.{i}.expand.1.weight" for i in range(15)}
+    shrunk = {f"blocks.{i}.expand.1.weight" for i in range(15)}
     if penalized == "all":
         shrunk = {f"{name}.weight" for name, m in plain.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     zeros = 0
@@ -306,7 +306,7 @@ def test_scores_do_not_change_the_network_and_follow_the_formulas_on_it():
         assert [s.shape for s in scores] == [(width,) for width in DENSE_WIDTHS]
     assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
     assert not torch.equal(score(model, "random", seed=1)[0], score(model, "random", seed=2)[0])
-    unit = model.units[4]
+    unit = model.blocks[4]
     weight = unit.expand[0].weight.detach().flatten(1).double().numpy()
     distances = [sum(np.linalg.norm(a - b) for b in weight) for a in weight]
     np.testing.assert_allclose(score(model, "fpgm")[4].numpy(), distances, rtol=1e-4)
@@ -322,6 +322,6 @@ def test_scores_that_cannot_be_had_are_refused(dense):
         score(dense, "taylor", [])
     broken = copy.deepcopy(dense)
     with torch.no_grad():
-        broken.units[2].expand[1].weight[0] = float("nan")
+        broken.blocks[2].expand[1].weight[0] = float("nan")
     with pytest.raises(ValueError, match="not finite in unit 2: has the training diverged"):
         score(broken)

@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v3_large
 
 from mnv3nb import (
     DENSE_WIDTHS,
-    UNITS,
+    BLOCKS,
     MobileNetV3Large,
     count_flops,
     count_parameters,
@@ -40,13 +40,13 @@ def test_the_dense_network_has_the_parameters_of_tables_3_and_6(num_classes, par
 
 
 def test_without_the_first_expansion_it_is_torchvisions_network_of_4_214_842_parameters(dense):
-    shapes = [p.shape for name, p in dense.named_parameters() if not name.startswith("units.0.expand")]
+    shapes = [p.shape for name, p in dense.named_parameters() if not name.startswith("blocks.0.expand")]
     assert shapes == [p.shape for p in mobilenet_v3_large(num_classes=10).parameters()]
     assert sum(shape.numel() for shape in shapes) == 4_214_842
 
 
 def test_re_is_relu6_and_hs_is_hardswish(dense):
-    for unit, (*_, activation, stride) in zip(dense.units, UNITS):
+    for unit, (*_, activation, stride) in zip(dense.blocks, BLOCKS):
         kind = {"RE": nn.ReLU6, "HS": nn.Hardswish}[activation]
         assert type(unit.expand[2]) is type(unit.depthwise[2]) is kind
         assert unit.depthwise[0].stride == (stride, stride) and len(unit.project) == 2  # the bottleneck is linear
@@ -142,7 +142,7 @@ def test_s_is_that_of_a_slow_reference(filters, channels, kernel, data):
 
 
 def test_s_of_real_expansions_is_that_of_a_slow_reference(dense):
-    for unit in dense.units:
+    for unit in dense.blocks:
         weight = unit.expand[0].weight.detach()
         assert filter_sparsity(weight).tolist() == pytest.approx(slow_sparsity(weight), abs=1e-6)
 
@@ -166,8 +166,8 @@ def test_every_criterion_is_its_formula():
 
 def test_m_is_gamma_times_s_for_all_5016_filters(dense):
     m = torch.cat(score(dense))
-    gammas = torch.cat([unit.expand[1].weight.detach() for unit in dense.units])
-    s = torch.cat([filter_sparsity(unit.expand[0].weight.detach()) for unit in dense.units])
+    gammas = torch.cat([unit.expand[1].weight.detach() for unit in dense.blocks])
+    s = torch.cat([filter_sparsity(unit.expand[0].weight.detach()) for unit in dense.blocks])
     assert len(m) == 5016 and torch.equal(m, gammas.abs() * s)
     assert (gammas < 0).any()
 
@@ -175,13 +175,13 @@ def test_m_is_gamma_times_s_for_all_5016_filters(dense):
 def test_table_1_shares_of_the_units(dense):
     """Parameters: without the stem's and head's BatchNorms; FLOPs: without the two linear layers."""
     rows = layer_costs(dense)
-    outer_bn = [r for r in rows if r["type"] == "BatchNorm2d" and not r["name"].startswith("units")]
+    outer_bn = [r for r in rows if r["type"] == "BatchNorm2d" and not r["name"].startswith("blocks")]
     linear = [r for r in rows if r["type"] == "Linear"]
     for column, left_out, paper_share, tolerance in (
         ("parameters", outer_bn, paper.TABLE_1.parameters_pct["units"], 0.005),
         ("flops", linear, paper.TABLE_1.flops_pct["units"], 0.015),  # 94.13 by this count, 94.14 printed
     ):
-        units = sum(r[column] for r in rows if r["name"].startswith("units"))
+        units = sum(r[column] for r in rows if r["name"].startswith("blocks"))
         total = sum(r[column] for r in rows) - sum(r[column] for r in left_out)
         assert abs(100 * units / total - paper_share) < tolerance
 
@@ -216,7 +216,7 @@ def test_table_5_starts_from_the_dense_widths_and_keeps_2507():
 
 
 def test_every_s_bound_of_table_2_is_a_share_of_an_expansions_input_channels(dense):
-    channels = {unit.expand[0].in_channels for unit in dense.units}
+    channels = {unit.expand[0].in_channels for unit in dense.blocks}
     shares = {k / c for c in channels for k in range(c + 1)}
     printed = {*paper.TABLE_2.sparsity_min, *paper.TABLE_2.sparsity_max}
     assert len(printed) == 11 and len(shares) < 500  # so that a number of four digits is seldom one of them by chance

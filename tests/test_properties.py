@@ -144,7 +144,7 @@ def test_pruning_with_the_kept_squeeze_is_the_dense_network_with_channels_zeroed
     masks, model = random_masks(cut), lively(seed).double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
     small = prune(model, masks, squeeze="keep")
-    for unit, mask in zip(model.units, masks):
+    for unit, mask in zip(model.blocks, masks):
         unit.depthwise.register_forward_hook(lambda _, __, out, mask=mask: out * mask[:, None, None])
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
@@ -180,17 +180,17 @@ def test_kept_weights_are_bit_equal_slices_and_the_old_network_is_untouched(cut,
     expected = dict(before)
     for i, mask in enumerate(masks):
         for name in expected:
-            if name.startswith((f"units.{i}.expand.", f"units.{i}.depthwise.")) and before[name].ndim:
+            if name.startswith((f"blocks.{i}.expand.", f"blocks.{i}.depthwise.")) and before[name].ndim:
                 expected[name] = before[name][mask]
-        expected[f"units.{i}.project.0.weight"] = before[f"units.{i}.project.0.weight"][:, mask]
+        expected[f"blocks.{i}.project.0.weight"] = before[f"blocks.{i}.project.0.weight"][:, mask]
         if model.squeeze[i]:
-            down, up = before[f"units.{i}.se.fc1.weight"][:, mask], before[f"units.{i}.se.fc2.weight"][mask]
+            down, up = before[f"blocks.{i}.se.fc1.weight"][:, mask], before[f"blocks.{i}.se.fc2.weight"][mask]
             products = [float(down[q].abs().sum() * up[:, q].abs().sum()) for q in range(len(down))]
             inner = sorted(sorted(range(len(down)), key=lambda q: -products[q])[: small.squeeze[i]])
-            expected[f"units.{i}.se.fc1.weight"] = down[inner]
-            expected[f"units.{i}.se.fc1.bias"] = before[f"units.{i}.se.fc1.bias"][inner]
-            expected[f"units.{i}.se.fc2.weight"] = up[:, inner]
-            expected[f"units.{i}.se.fc2.bias"] = before[f"units.{i}.se.fc2.bias"][mask]
+            expected[f"blocks.{i}.se.fc1.weight"] = down[inner]
+            expected[f"blocks.{i}.se.fc1.bias"] = before[f"blocks.{i}.se.fc1.bias"][inner]
+            expected[f"blocks.{i}.se.fc2.weight"] = up[:, inner]
+            expected[f"blocks.{i}.se.fc2.bias"] = before[f"blocks.{i}.se.fc2.bias"][mask]
     assert same_tensors(small.state_dict(), expected)
     with torch.no_grad():
         for value in small.state_dict().values():

@@ -235,7 +235,7 @@ def test_a_finished_run_has_all_its_files_and_says_what_it_is(store, config):
     model = run.model()
     assert model.metadata["run"] == run.key and model.metadata["image_size"] == 8
     assert model.metadata["accuracy"] == run.accuracy and len(model.metadata["classes"]) == 10
-    for unit, gamma in zip(model.units, run.gamma):
+    for unit, gamma in zip(model.blocks, run.gamma):
         assert torch.equal(unit.expand[1].weight, gamma)
     assert all(torch.equal(a, b) for a, b in zip(run.importance, score(model)))
 
