@@ -24,7 +24,7 @@ soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"
 
 readme: $(READY)  ## its tables and numbers from what the other targets have measured
-	$(BIN)/python tests/readme.py
+	$(BIN)/python -m mnv3nb.report.pages
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,17 +1,46 @@
-"""Structured pruning of MobileNetV3-Large after Liu & Lei (2023): train sparsely, score, prune, fine-tune."""
+"""Structured pruning of MobileNetV3 after Liu & Lei (2023): train sparsely, score, prune, fine-tune."""
 
-from .budget import fit_widths, unit_costs
-from .checkpoint import export_onnx, export_program, load_model, save_model
+from .blocks import Block, blocks
+from .checkpoint import load_model, save_model
 from .complexity import count_flops, count_macs, count_parameters, layer_costs
-from .data import Dataset, load_dataset
-from .importance import CRITERIA, filter_sparsity, score
-from .model import DENSE_WIDTHS, BLOCKS, MobileNetV3Large
-from .pruning import keep_masks, prune, threshold
-from .training import TrainConfig, evaluate, recalibrate, train
+from .data import Dataset
+from .datasets import load_dataset
+from .deployment.bias import fold_bias, reestimate_batchnorm
+from .importance import CRITERIA, filter_sparsity, rank_within_layers, score
+from .model import BLOCKS, DENSE_WIDTHS, MobileNetV3Large
+from .networks import build_network, load_network
+from .pruning import keep_masks, layer_collapse_rates, prune, threshold
+from .training import TrainConfig, add_gamma_penalty, evaluate, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
-    "CRITERIA", "DENSE_WIDTHS", "BLOCKS", "Dataset", "MobileNetV3Large", "TrainConfig", "count_flops", "count_macs",
-    "count_parameters", "evaluate", "export_onnx", "export_program", "filter_sparsity", "fit_widths", "keep_masks", "layer_costs",
-    "load_dataset", "load_model", "prune", "recalibrate", "save_model", "score", "threshold", "train", "unit_costs",
-]  # fmt: skip
+    "BLOCKS",
+    "CRITERIA",
+    "DENSE_WIDTHS",
+    "Block",
+    "Dataset",
+    "MobileNetV3Large",
+    "TrainConfig",
+    "add_gamma_penalty",
+    "blocks",
+    "build_network",
+    "count_flops",
+    "count_macs",
+    "count_parameters",
+    "evaluate",
+    "filter_sparsity",
+    "fold_bias",
+    "keep_masks",
+    "layer_collapse_rates",
+    "layer_costs",
+    "load_dataset",
+    "load_model",
+    "load_network",
+    "prune",
+    "rank_within_layers",
+    "reestimate_batchnorm",
+    "save_model",
+    "score",
+    "threshold",
+    "train",
+]

@@ -32,7 +32,11 @@ def unit_costs(
         for w in range(multiple_of, widest + 1, multiple_of) if widest >= multiple_of else (widest,):
             q = make_divisible(w / 4) if has_se else 0
             parameters = w * (channels + kernel**2 + 4 + out) + 2 * out + (2 * w * q + q + w if q else 0)
-            flops = w * (before * (channels + 2 + relu) + after * (kernel**2 + 2 + relu + out) + 2 * q) + q + after * 2 * out
+            flops = (
+                w * (before * (channels + 2 + relu) + after * (kernel**2 + 2 + relu + out) + 2 * q)
+                + q
+                + after * 2 * out
+            )
             table[w] = {"filters": w, "parameters": parameters, "flops": flops}[cost]
         tables.append(table)
         channels = out
@@ -45,7 +49,9 @@ def map_sides(image_size: int) -> list[int]:
     return list(accumulate(strides, lambda side, stride: -(-side // stride), initial=image_size))[1:]
 
 
-def fit_widths(scores: Sequence[Tensor], costs: Sequence[Mapping[int, float]], budget: float, steps: int = 4096) -> list[int]:
+def fit_widths(
+    scores: Sequence[Tensor], costs: Sequence[Mapping[int, float]], budget: float, steps: int = 4096
+) -> list[int]:
     """The width of each layer such that the kept scores add up to the most and the costs to no more than `budget`.
 
     `costs[i]` maps each width allowed in layer i to its cost: `unit_costs`, or measured milliseconds. A knapsack, solved by
@@ -56,7 +62,9 @@ def fit_widths(scores: Sequence[Tensor], costs: Sequence[Mapping[int, float]], b
     cheapest = [min(table, key=table.get) for table in costs]
     least = sum(table[width] for table, width in zip(costs, cheapest))
     if least > budget:
-        raise ValueError(f"no widths meet a budget of {budget:g}: the smallest network costs {least:g}, widths {cheapest}")
+        raise ValueError(
+            f"no widths meet a budget of {budget:g}: the smallest network costs {least:g}, widths {cheapest}"
+        )
     whole = budget <= steps and all(isinstance(c, int) for table in costs for c in table.values())
     steps = int(budget) if whole else steps
     best, choices = torch.zeros(steps + 1, dtype=torch.double), []

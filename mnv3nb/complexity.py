@@ -28,30 +28,19 @@ def count_macs(model: nn.Module, image_size: int = 224) -> int:
 def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
     """One row for each layer run: name, type, output shape (C, H, W), parameters, macs, flops (the paper's count)."""
     if not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be a whole number of pixels ≥ 1, got {image_size!r}")
+        raise ValueError(f"image_size must be an integer number of pixels ≥ 1, got {image_size!r}")
     shadow, rows = copy.deepcopy(model).to("meta").eval(), []
 
-    def measure(name):
-        def hook(module, _, out):
-            outputs = out.numel()
-            macs = module.weight[0].numel() * outputs if isinstance(module, nn.Conv2d | nn.Linear) else 0
-            extra = {nn.BatchNorm2d: 2, nn.ReLU: 1, nn.ReLU6: 1}.get(type(module), 0) * outputs
-            rows.append(
-                {
-                    "name": name,
-                    "type": type(module).__name__,
-                    "shape": tuple(out.shape[1:]),
-                    "parameters": count_parameters(module),
-                    "macs": macs,
-                    "flops": macs + extra,
-                }
-            )
-
-        return hook
+    def measure(name: str, module: nn.Module, out: torch.Tensor) -> None:
+        outputs = out.numel()
+        macs = module.weight[0].numel() * outputs if isinstance(module, nn.Conv2d | nn.Linear) else 0
+        extra = 2 if isinstance(module, nn.BatchNorm2d) else type(module) in (nn.ReLU, nn.ReLU6)
+        about = {"name": name, "type": type(module).__name__, "shape": tuple(out.shape[1:])}
+        rows.append(about | {"parameters": count_parameters(module), "macs": macs, "flops": macs + extra * outputs})
 
     for name, module in shadow.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(measure(name))
+        if not list(module.children()) or isinstance(module, nn.BatchNorm2d):  # timm's BatchNorm holds its activation
+            module.register_forward_hook(lambda module, _, out, name=name: measure(name, module, out))
     with torch.no_grad():
         shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
     return rows

@@ -1,29 +1,14 @@
-"""Any data set as uint8 tensors; batches, augmentation and resizing on the device, in whole batches."""
+"""Images and labels as tensors; batches, augmentation and resizing on the device, in whole batches."""
 
-import difflib
-import hashlib
-import math
-import os
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-CHECKSUMS = {"digits": "4d42c5f9864d6187", "cifar10": "5da736c1276b47e1", "cifar100": "e970310d97a10a61"}
-NAMES = tuple(CHECKSUMS)
+SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
-MAX_CLASSES = 1 << 16
-MAX_BYTES = 16 << 30  # an .npz that claims to unpack to more is refused before memory is taken
-MAX_HEADER = 10_000  # bytes of an array's header; ours have 128
 
 
 @dataclass(frozen=True)
@@ -36,16 +21,8 @@ class Dataset:
     test_labels: Tensor
     classes: tuple[str, ...]
 
-    @cached_property
-    def checksum(self) -> str:
-        """SHA-256 (first 16 hex digits) of all images and labels and the number of classes."""
-        digest = hashlib.sha256(f"{len(self.classes)}".encode())
-        for key in KEYS:
-            digest.update(np.ascontiguousarray(getattr(self, key).numpy()).data)
-        return digest.hexdigest()[:16]
-
     def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
-        """The first `train_images` images; `holdout` > 0: the last `holdout` training images replace the test images."""
+        """The first `train_images`; `holdout` > 0: the last `holdout` training images replace the test images."""
         total, left = len(self.train_images), len(self.train_images) - holdout
         count = left if train_images is None else train_images
         if not (0 <= holdout < total and 1 <= count <= left):
@@ -55,70 +32,9 @@ class Dataset:
             part = replace(part, test_images=self.train_images[left:], test_labels=self.train_labels[left:])
         return part
 
-
-def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """`digits` (needs no download), `cifar10`, `cifar100`, or the path of any `.npz` with MedMNIST's names.
-
-    The file holds train_images, train_labels, test_images, test_labels (images N×H×W or N×H×W×3, uint8) and perhaps
-    `classes`. CIFAR is downloaded once by torchvision, checksum verified, from `$MNV3NB_MIRROR` (a base address) or
-    its home server, and kept as one `.npz` in `data_dir` (default `$MNV3NB_DATA`, else `data/`). Images are put into
-    an order of their own content, so that the same data give the same runs wherever the file came from.
-    Raises FileNotFoundError or ValueError that says what is wrong with the file.
-    """
-    name = os.fspath(name_or_path)
-    if name == "digits":
-        return _verified(name, _digits())
-    folder = Path(data_dir or os.environ.get("MNV3NB_DATA") or default_home() / "data")
-    path = Path(name) if name.endswith(".npz") else folder / f"{name}.npz"
-    if not name.endswith(".npz"):
-        lookup(CHECKSUMS, name, "data set", ", or the path of an .npz file")
-    if not path.exists():
-        if name not in NAMES:
-            raise FileNotFoundError(f"no data file {path}; give the path of an .npz with {', '.join(KEYS)}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # of several processes one downloads
-            if not path.exists():
-                _download_cifar(name, path)
-    if name not in NAMES:
-        return _read_npz(path)
-    try:
-        return _verified(name, _read_npz(path))
-    except ValueError as error:
-        raise ValueError(f"{error}; remove {path}, and it is fetched again") from error
-
-
-def lookup(table: Mapping[str, Any], name: str, what: str, more: str = "") -> Any:
-    """`table[name]`; raises ValueError that names the nearest name and all that are allowed."""
-    if name not in table:
-        near = difflib.get_close_matches(str(name), table, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}Allowed: {', '.join(table)}{more}")
-    return table[name]
-
-
-def data_checksum(name_or_path: str | os.PathLike) -> str:
-    """`Dataset.checksum` of a data set; for the named ones it is known without having the data."""
-    name = os.fspath(name_or_path)
-    return CHECKSUMS.get(name) or load_once(name).checksum
-
-
-def load_once(name: str) -> Dataset:
-    """`load_dataset`, remembered as long as the file does not change."""
-    path = Path(name)
-    return _remembered(name, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=3)
-def _remembered(name: str, changed: int) -> Dataset:
-    return load_dataset(name)
-
-
-def default_home() -> Path:
-    """Where `runs/`, `results/`, `figures/` and `data/` are: `$MNV3NB_HOME`, else this checkout, else the working folder."""
-    checkout = Path(__file__).resolve().parent.parent
-    if home := os.environ.get("MNV3NB_HOME"):
-        return Path(home)
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data set on `device`."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
 
 
 def to_input(images: Tensor, image_size: int) -> Tensor:
@@ -131,143 +47,29 @@ def to_input(images: Tensor, image_size: int) -> Tensor:
     return x
 
 
-def batches(
-    images: Tensor, labels: Tensor, batch_size: int, *, generator: torch.Generator, augment: str = "none"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled epoch of uint8 batches on the images' device; `generator` (CPU) alone decides order and augmentation.
+def batches(data: Dataset, batch_size: int, generator: torch.Generator, augment: str = "none") -> Iterator[tuple]:
+    """One shuffled epoch of training images, uint8, and labels; `generator` (CPU) alone decides order and augmentation.
 
     `augment`: "none", "crop" (shift by up to an eighth of the side, zero border), "crop_flip" (and mirrored half of
     the time). A last batch of a single image is dropped: BatchNorm cannot train on it.
     """
-    count, device = len(images), images.device
-    order = torch.randperm(count, generator=generator)
+    images, labels = data.train_images, data.train_labels
+    count, device, pad = len(images), images.device, max(1, images.shape[-1] // 8)
+    order = torch.randperm(count, generator=generator).to(device)
     if augment != "none":
-        pad = max(1, images.shape[-1] // 8)
-        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        flip = torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)
-        shift, flip = shift.to(device), flip.to(device)
-        images = F.pad(images, (pad,) * 4)
-    order = order.to(device)
-    for start in range(0, count, batch_size):
-        index = order[start : start + batch_size]
+        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
+        flip = (torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)).to(device)
+    for index in order.split(batch_size):
         if len(index) > 1 or count == 1:
             x = images[index]
             yield (_crop(x, shift[:, index], flip[index], pad) if augment != "none" else x), labels[index]
 
 
 def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
-    height, width = x.shape[-2] - 2 * pad, x.shape[-1] - 2 * pad
+    """Each image moved by its own (2, N) `shift` − `pad` pixels over a border of zeros, mirrored where `flip`."""
+    height, width = x.shape[-2:]
     columns = torch.arange(width, device=x.device)
     columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[1][:, None]
     rows = torch.arange(height, device=x.device) + shift[0][:, None]
     number = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.movedim(1, -1)[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-
-
-def _digits() -> Dataset:
-    """scikit-learn's 1 797 handwritten digits, 8×8 grey; every fifth image is a test image."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ModuleNotFoundError("the digits data set needs scikit-learn: pip install scikit-learn") from None
-    images, labels = load_digits(return_X_y=True)
-    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    test = np.arange(len(images)) % 5 == 0
-    arrays = (images[~test], labels[~test], images[test], labels[test])
-    return _dataset("digits", dict(zip(KEYS, arrays)), tuple("0123456789"))
-
-
-def _verified(name: str, dataset: Dataset) -> Dataset:
-    if dataset.checksum != CHECKSUMS[name]:
-        raise ValueError(
-            f"these are not the images and labels of {name} (checksum {dataset.checksum}, expected {CHECKSUMS[name]})"
-        )
-    return dataset
-
-
-def _download_cifar(name: str, path: Path) -> None:
-    from torchvision import datasets
-
-    from .checkpoint import write_atomically
-
-    base = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    mirror = os.environ.get("MNV3NB_MIRROR")
-    url = f"{mirror.rstrip('/')}/{base.filename}" if mirror else base.url
-    source = type(base.__name__, (base,), {"url": url})
-    try:
-        splits = [source(path.parent, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"{name} is not at {path} and could not be downloaded from {url} ({error}); "
-            "set MNV3NB_MIRROR to the address of a folder that has the archive, or put the .npz there"
-        ) from error
-    arrays = [a for s in splits for a in (s.data, np.array(s.targets, dtype=np.uint8))]
-    with write_atomically(path) as file:
-        np.savez(file, classes=np.array(splits[0].classes), **dict(zip(KEYS, arrays)))
-
-
-def _read_npz(path: Path) -> Dataset:
-    try:
-        _check_sizes(path)
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in KEYS if key not in archive.files]
-            if missing:
-                raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
-            arrays = {key: archive[key] for key in KEYS}
-            names = archive["classes"] if "classes" in archive.files else None
-            if names is not None and (names.ndim != 1 or len(names) > MAX_CLASSES):
-                raise ValueError(f"{path}: classes must be a list of at most {MAX_CLASSES} names, got shape {names.shape}")
-            classes = None if names is None else tuple(map(str, names))
-    except Exception as error:  # whatever zip, its compressions, numpy's headers and Python's tokenizer find to say
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path} is not a whole .npz of plain arrays ({error}); fetch or make it again") from error
-    return _dataset(str(path), arrays, classes)
-
-
-def _check_sizes(path: Path) -> None:
-    """Refuses an .npz that claims to unpack to more than MAX_BYTES, or whose arrays claim more than their files hold."""
-    with zipfile.ZipFile(path) as archive:
-        if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
-            raise ValueError(f"{path} claims to unpack to {size} bytes; at most {MAX_BYTES} are allowed")
-        for member in archive.infolist():
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{path}: {member.filename} is compressed in another way than numpy does")
-            with archive.open(member) as file:
-                start = file.read(12)
-            if int.from_bytes(start[8 : 10 if start[6:7] == b"\x01" else 12], "little") > MAX_HEADER:
-                raise ValueError(f"{path}: {member.filename} has a header of more than {MAX_HEADER} bytes")
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-            if math.prod(shape) * max(1, dtype.itemsize) > member.file_size:
-                raise ValueError(f"{path}: {member.filename} claims shape {shape} but holds {member.file_size} bytes")
-
-
-def _dataset(source: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...] | None) -> Dataset:
-    tensors = {}
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        labels = labels.squeeze(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
-            raise ValueError(f"{source}: {split}_images must be uint8 N×H×W or N×H×W×3, got {images.dtype} {images.shape}")
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"{source}: {split}_labels must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
-        if 0 in images.shape:
-            raise ValueError(f"{source}: the {split} split is empty")
-        allowed = MAX_CLASSES if classes is None else len(classes)
-        if labels.min() < 0 or labels.max() >= allowed:
-            raise ValueError(f"{source}: labels run from {labels.min()} to {labels.max()}, allowed are 0 to {allowed - 1}")
-        labels = labels.astype(np.int64)
-        pairs = (image.tobytes() + bytes(int(label)) for image, label in zip(images, labels))  # a label: so many zero bytes
-        order = np.argsort([hashlib.blake2b(pair, digest_size=8).digest() for pair in pairs])
-        images = images[order]
-        images = np.repeat(images[:, None], 3, axis=1) if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        tensors[f"{split}_images"] = torch.from_numpy(np.ascontiguousarray(images))
-        tensors[f"{split}_labels"] = torch.from_numpy(labels[order])
-    if tensors["train_images"].shape[1:] != tensors["test_images"].shape[1:]:
-        raise ValueError(f"{source}: training and test images differ in size")
-    if classes is None:
-        classes = tuple(str(i) for i in range(max(int(tensors[f"{s}_labels"].max()) for s in ("train", "test")) + 1))
-    return Dataset(**tensors, classes=classes)
+    return F.pad(x, (pad,) * 4).movedim(1, -1)[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""How much each filter of the 15 expansion convolutions matters: the paper's m = |γ|·S and what it is compared with."""
+"""How much each filter of the expansion convolutions matters: the paper's m = |γ|·S and what it is compared with."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .data import lookup, to_input
-from .model import MobileNetV3Large
+from ._files import lookup
+from .blocks import blocks
+from .data import to_input
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a criterion sees of one unit's 1×1 expansion with N filters and its BatchNorm.
+    """What a criterion sees of one block's 1×1 expansion with N filters and its BatchNorm.
 
     weight (N, C, 1, 1); gamma, beta (N,); the loss's gradients of both, (N,), for criteria in NEEDS_DATA.
     """
@@ -28,10 +29,10 @@ class Expansion:
 
 
 def filter_sparsity(weight: Tensor) -> Tensor:
-    """S of every filter of a convolution (Eq. 3-4).
+    """S of every filter of a convolution (Eq. 3-4); the paper calls it sparsity, though it is a density.
 
-    `weight` is (N, C, H, W); the result (N,), in [0, 1]: the share of a filter's weights whose magnitude reaches the
-    layer's mean magnitude. Near 0 = redundant.
+    `weight`: (N, C, H, W); result: (N,), in [0, 1], the share of a filter's weights whose magnitude reaches the layer's
+    mean magnitude. Near 0 = redundant.
     """
     magnitude = weight.abs()
     return (magnitude >= magnitude.mean()).float().mean(dim=(1, 2, 3))
@@ -88,34 +89,27 @@ CRITERIA: dict[str, Callable[[Expansion], Tensor]] = {
 }
 NEEDS_DATA = ("taylor",)
 RANKINGS = ("global", "layer")
+Batches = Iterable[tuple[Tensor, Tensor]] | None
 
 
-def score(
-    model: MobileNetV3Large,
-    criterion: str = "gamma_sparsity",
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-    seed: int = 0,
-) -> list[Tensor]:
-    """Importance of every filter: 15 tensors (width,) on the CPU, larger = more important; the model is untouched.
+def score(model: nn.Module, criterion: str = "gamma_sparsity", batches: Batches = None, seed: int = 0) -> list[Tensor]:
+    """Importance of every expansion filter: one tensor (width,) per block, on the CPU; larger = more important.
 
-    `criterion`: a name in CRITERIA. `batches` of (images as the network takes them, or uint8 at its size; labels): only for
-    "taylor", gradients are averaged over them. `seed`: only for "random". Raises ValueError for an unknown criterion,
-    missing batches, or a score that is not finite.
+    `criterion`: a name in CRITERIA. `batches` of (images as the network takes them, or uint8 at its size; labels): only
+    for "taylor", gradients are averaged over them. `seed`: only for "random". The model is untouched. Raises ValueError
+    for an unknown criterion, missing batches, a network without blocks, or a score that is not finite.
     """
-    function = lookup(CRITERIA, criterion, "criterion")
-    grads = {}
-    if criterion in NEEDS_DATA:
-        if batches is None:
-            raise ValueError(f"criterion {criterion!r} needs gradients: give batches=[(images, labels), ...]")
-        model, grads = _gradients(model, batches)
-    generator = torch.Generator().manual_seed(seed)
-    scores = []
-    for i, unit in enumerate(model.blocks):
-        weight, bn = unit.expand[0].weight.detach().cpu(), unit.expand[1]
-        expansion = Expansion(weight, bn.weight.detach().cpu(), bn.bias.detach().cpu(), *grads.get(i, (None, None)), generator)
+    function, found = lookup(CRITERIA, criterion, "criterion"), blocks(model)
+    if criterion in NEEDS_DATA and batches is None:
+        raise ValueError(f"criterion {criterion!r} needs gradients: give batches=[(images, labels), ...]")
+    grads = _gradients(model, batches) if criterion in NEEDS_DATA else [(None, None)] * len(found)
+    scores, generator = [], torch.Generator().manual_seed(seed)
+    for block, (gamma_grad, beta_grad) in zip(found, grads):
+        tensors = (block.expand.weight, block.expand_bn.weight, block.expand_bn.bias)
+        expansion = Expansion(*(t.detach().cpu() for t in tensors), gamma_grad, beta_grad, generator)
         scores.append(function(expansion))
         if not scores[-1].isfinite().all():
-            raise ValueError(f"criterion {criterion!r} gives scores that are not finite in unit {i}: has the training diverged?")
+            raise ValueError(f"{criterion!r} gives scores that are not finite in {block.name}: has training diverged?")
     return scores
 
 
@@ -124,16 +118,16 @@ def rank_within_layers(scores: Sequence[Tensor]) -> list[Tensor]:
     return [s.argsort(stable=True).argsort().double() / len(s) for s in scores]
 
 
-def _gradients(model: MobileNetV3Large, batches: Iterable[tuple[Tensor, Tensor]]):
+def _gradients(model: nn.Module, batches: Batches) -> list[tuple[Tensor, Tensor]]:
+    """Mean gradients of γ and β of each expansion's BatchNorm."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
-    device = next(model.parameters()).device
-    count = 0
+    device, count = next(model.parameters()).device, 0
     for images, labels in batches:
         x = to_input(images, images.shape[-1]) if images.dtype == torch.uint8 else images
         F.cross_entropy(model(x.to(device)), labels.to(device)).backward()
         count += 1
     if not count:
         raise ValueError("batches is empty: give at least one (images, labels)")
-    layers = [unit.expand[1] for unit in model.blocks]
-    return model, {i: (bn.weight.grad.cpu() / count, bn.bias.grad.cpu() / count) for i, bn in enumerate(layers)}
+    norms = [block.expand_bn for block in blocks(model)]
+    return [(bn.weight.grad.cpu() / count, bn.bias.grad.cpu() / count) for bn in norms]

@@ -1,11 +1,11 @@
 """MobileNetV3-Large as the paper draws it: a table of 15 rows and one network class whose widths can be chosen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
-# kernel, expansion, out, squeeze-and-excitation, activation, stride: the 15 inverted-residual units (widths: Table 5)
+# kernel, expansion, out, squeeze-and-excitation, activation, stride: the 15 inverted-residual blocks (widths: Table 5)
 BLOCKS = (
     (3, 16, 16, False, "RE", 1),
     (3, 64, 24, False, "RE", 2),
@@ -25,6 +25,7 @@ BLOCKS = (
 )
 STEM, HEAD, FEATURES = 16, 960, 1280
 DENSE_WIDTHS = tuple(row[1] for row in BLOCKS)
+Widths = Sequence[int] | None
 ACTIVATIONS = {"RE": nn.ReLU6, "HS": nn.Hardswish}  # section 1: ReLU6 stands where plain ReLU would
 
 
@@ -35,15 +36,12 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """Squeeze width of each unit for the 15 expansion `widths` as the paper rebuilds them; 0 where a unit has no SE.
-
-    Worked out anew from the pruned width: only so does Table 5's network have Table 3's 2.34 M parameters.
-    """
+    """Squeeze width of each block for the 15 expansion `widths`, as the paper rebuilds them; 0 for a block without SE."""
     return tuple(make_divisible(width / 4) if row[3] else 0 for width, row in zip(widths, BLOCKS, strict=True))
 
 
 class InvertedResidual(nn.Module):
-    """One unit (Figures 1 and 3): 1×1 expansion, depthwise convolution, squeeze-and-excitation, linear 1×1 projection."""
+    """One block (Figures 1 and 3): 1×1 expansion, depthwise convolution, squeeze-and-excitation, linear projection."""
 
     def __init__(self, channels: int, row: tuple, width: int, squeeze: int):
         super().__init__()
@@ -64,33 +62,49 @@ class MobileNetV3Large(nn.Module):
     """MobileNetV3-Large of the paper: 4 215 130 parameters for 10 classes (Table 3), 4 330 420 for 100 (Table 6).
 
     `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
-    where the unit has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: γ of every BatchNorm at the start
-    (network slimming takes 0.5). Input (N, 3, H, W) floats as
-    `mnv3nb.data.to_input` makes them, H and W ≥ 32 advised; output (N, num_classes) logits.
-    Raises ValueError for a list of another length or a width out of range.
+    where the block has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: initial γ of every
+    BatchNorm (network slimming takes 0.5). Input (N, 3, H, W) floats from `to_input`, H and W ≥ 32 advised; output
+    (N, num_classes) logits. Raises ValueError for a list of another length or a width out of range.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        widths: Sequence[int] | None = None,
-        squeeze: Sequence[int] | None = None,
-        gamma_init: float = 1.0,
-    ):
+    architecture = "mnv3nb/MobileNetV3Large"
+
+    def __init__(self, num_classes: int = 10, widths: Widths = None, squeeze: Widths = None, gamma_init: float = 1.0):
         super().__init__()
-        self.num_classes = _whole("num_classes", [num_classes], 1)[0]
-        self.widths = _whole("widths", DENSE_WIDTHS if widths is None else widths, 15)
-        self.squeeze = _whole("squeeze", squeeze_widths(self.widths) if squeeze is None else squeeze, 15, least=0)
-        wrong = [i for i, (q, row) in enumerate(zip(self.squeeze, BLOCKS)) if (q > 0) != row[3]]
-        if wrong:
-            raise ValueError(f"squeeze must be 0 for units without SE and ≥ 1 for units with SE; wrong for units {wrong}")
-        self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
+        (num_classes,) = _integers("num_classes", [num_classes], 1)
+        widths = _integers("widths", DENSE_WIDTHS if widths is None else widths, 15)
+        squeeze = _integers("squeeze", squeeze_widths(widths) if squeeze is None else squeeze, 15, least=0)
+        if wrong := [i for i, (q, row) in enumerate(zip(squeeze, BLOCKS)) if (q > 0) != row[3]]:
+            raise ValueError(f"squeeze must be ≥ 1 for blocks with SE and 0 for the others; wrong for blocks {wrong}")
         inputs = (STEM, *(row[2] for row in BLOCKS))
-        self.blocks = nn.ModuleList(map(InvertedResidual, inputs, BLOCKS, self.widths, self.squeeze))
+        self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
+        self.blocks = nn.ModuleList(map(InvertedResidual, inputs, BLOCKS, widths, squeeze))
         self.head = Conv2dNormActivation(inputs[-1], HEAD, 1, activation_layer=nn.Hardswish)
-        self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, self.num_classes))
-        if self.stem[0].weight.is_meta:  # shapes only: no weights to draw
-            return
+        self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, num_classes))
+        if not self.stem[0].weight.is_meta:  # on the meta device there are shapes only
+            self._draw_weights(gamma_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(self.head(x).mean((2, 3)))
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier[-1].out_features
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the 15 expansions."""
+        return tuple(block.expand[0].out_channels for block in self.blocks)
+
+    @property
+    def squeeze(self) -> tuple[int, ...]:
+        """Hidden (squeeze) channels of SE in the 15 blocks; 0 where a block has none."""
+        return tuple(block.se.fc1.out_channels if hasattr(block.se, "fc1") else 0 for block in self.blocks)
+
+    def _draw_weights(self, gamma_init: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -101,20 +115,9 @@ class MobileNetV3Large(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for unit in self.blocks:
-            x = unit(x)
-        return self.classifier(self.head(x).mean((2, 3)))
 
-
-def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
-    """All BatchNorm layers, whose γ the penalty of Eq. 1 sums over."""
-    return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-
-
-def _whole(name: str, values: Sequence[int], length: int, least: int = 1) -> tuple[int, ...]:
+def _integers(name: str, values: Sequence[int], length: int, least: int = 1) -> tuple[int, ...]:
     values = tuple(values)
     if len(values) != length or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-        raise ValueError(f"{name} must be {length} whole number(s) ≥ {least}, got {values}")
+        raise ValueError(f"{name} must be {length} integer(s) ≥ {least}, got {values}")
     return values

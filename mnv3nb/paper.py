@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-# Table 1: share of the 15 units and of the rest, %
-TABLE_1 = pd.DataFrame({"parameters_pct": [66.84, 33.16], "flops_pct": [94.14, 5.87]}, index=["units", "rest"])
+# Table 1: share of the 15 blocks and of the rest, %
+TABLE_1 = pd.DataFrame({"parameters_pct": [66.84, 33.16], "flops_pct": [94.14, 5.87]}, index=["blocks", "rest"])
 
 # Figure 6 and section 3.2.1: λ and accuracy after sparse training, before pruning, CIFAR-10, %
 FIGURE_6 = pd.DataFrame({"lam": [0.0, 1e-3, 1e-4, 1e-5, 1e-6], "accuracy_pct": [88.28, 85.50, 87.22, 88.15, 88.15]})
@@ -39,13 +39,14 @@ TABLE_3 = pd.DataFrame(
 BEST_RATE, BEST_ACCURACY_PCT = 0.45, 88.82  # section 3.2.3: the best of 14 rates
 COLLAPSE_RATE = 0.7  # section 3.2.3: a layer loses every filter
 
-# Table 4: its body is missing in our copy; the text gives this method's accuracy at 50 % and its gain over the sparse network
+# Table 4: its body is missing in our copy; the text gives this method's accuracy at 50 %, which is Table 3's, and its
+# gain over the sparse-trained network of Figure 6
 TABLE_4_OURS_PCT, TABLE_4_GAIN_PCT = 88.55, 0.40
 
 # Table 5: expansion widths of the 15 units before and after pruning half of all filters
 TABLE_5 = pd.DataFrame(
     {
-        "unit": range(15),
+        "block": range(15),
         "before": [16, 64, 72, 72, 120, 120, 240, 200, 184, 184, 480, 672, 672, 960, 960],
         "after": [9, 49, 42, 72, 102, 89, 223, 144, 139, 112, 209, 38, 540, 484, 255],
     }

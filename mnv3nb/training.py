@@ -1,9 +1,7 @@
-"""One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and go on exactly."""
+"""One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and resumed
+exactly."""
 
-import contextlib
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +9,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ._device import fast_forward, pick_device
+from ._progress import Progress
+from ._tensors import restore, snapshot
+from .blocks import batch_norms, blocks
 from .data import AUGMENTATIONS, Dataset, batches, to_input
-from .model import batch_norms
-from .small_maps import SmallMaps
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
@@ -45,34 +44,19 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in (
-            ("schedule", SCHEDULES),
-            ("penalty", PENALTIES),
-            ("penalized", PENALIZED),
-            ("augment", AUGMENTATIONS),
-        ):
+        words = {"schedule": SCHEDULES, "penalty": PENALTIES, "penalized": PENALIZED, "augment": AUGMENTATIONS}
+        for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("epochs", 0), ("batch_size", 2), ("image_size", 1), ("seed", 0)):
+        for name, least in {"epochs": 0, "batch_size": 2, "image_size": 1, "seed": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+                raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
         for name in ("lr", "lam", "gamma_init"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one name
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu."""
-    name = name or os.environ.get("MNV3NB_DEVICE")
-    if not name:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; cuda, mps and cpu are usual") from None
 
 
 def train(
@@ -89,125 +73,104 @@ def train(
 ) -> list[dict]:
     """Train `model` in place on the training images; test accuracy after every epoch (row 0: before the first step).
 
-    Returns the history, one dict an epoch: epoch, lr, train_loss (cross-entropy), train_accuracy, test_accuracy (both in
-    [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; stored then (the tensors go on changing) and
-    given back as `state` and `history`, the training goes on from there, bit for bit (CPU, same number of threads). bf16
-    autocast on CUDA, no host sync inside an epoch. Any network will do; λ acts on its BatchNorms.
-    Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
+    Any network will do. Returns the history, one dict per epoch: epoch, lr, train_loss (cross-entropy), train_accuracy,
+    test_accuracy (in [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; stored then (the tensors
+    keep changing) and given back as `state` and `history`, training resumes from there, bit for bit (CPU, same number
+    of threads). Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
     """
     if (state is None) != (not history):
-        raise ValueError("state and history go together: give both, as on_epoch got them, or neither")
+        raise ValueError("state and history go together: give both, as on_epoch received them, or neither")
+    if config.lam and not _penalized_gammas(model, config.penalized):
+        raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
-    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
-    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    data = dataset.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type != "mps")
     history = list(history or [])
     if state is not None:
-        _restore(model, optimizer, state)
-    elif not history:
-        accuracy = evaluate(model, test_images, test_labels, config.image_size)
-        history = [{"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy, "seconds": 0.0}]
-    layers = [unit.expand[1] for unit in model.blocks] if config.penalized == "expansion" else batch_norms(model)
-    gammas = [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
-    if config.lam and not gammas:
-        raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
-    full, rest = divmod(len(images), config.batch_size)
-    steps = max(1, full + (rest > 1))
-    bar = _progress_bar(config.epochs, len(history) - 1, label) if progress else None
-    for epoch in range(len(history), config.epochs + 1):
-        start = time.perf_counter()
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        total, correct = torch.zeros(2, device=device)
-        bad = torch.full((), steps, device=device)
-        model.train()
-        epoch_batches = batches(images, labels, config.batch_size, generator=generator, augment=config.augment)
-        for step, (x, y) in enumerate(epoch_batches):
-            lr = learning_rate(config, (epoch - 1) * steps + step, steps)
-            optimizer.param_groups[0]["lr"] = lr
-            with _fast(device):
-                logits = model(to_input(x, config.image_size))
-                loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.lam and config.penalty != "proximal":
-                with torch.no_grad():
-                    pull = torch._foreach_sign(gammas) if config.penalty == "subgradient" else gammas
-                    torch._foreach_add_([g.grad for g in gammas], pull, alpha=config.lam)
-            optimizer.step()
-            if config.lam and config.penalty == "proximal":
-                _soft_threshold(gammas, lr * config.lam)
-            with torch.no_grad():
-                total += loss * len(y)
-                correct += (logits.argmax(1) == y).sum()
-                bad = torch.where(torch.isfinite(loss), bad, torch.clamp(bad, max=step))
-        if (first := int(bad)) < steps or not all(bool(g.isfinite().all()) for g in gammas):
-            step = min(first, steps - 1)
-            lr = learning_rate(config, (epoch - 1) * steps + step, steps)
-            raise FloatingPointError(
-                f"training diverged: loss or γ not finite in epoch {epoch}, step {step}, "
-                f"with λ={config.lam:g}, lr={lr:g}; take a smaller λ or learning rate"
-            )
-        seen = min(len(images), steps * config.batch_size)
-        history.append({
-            "epoch": epoch, "lr": lr, "train_loss": float(total) / seen, "train_accuracy": float(correct) / seen,
-            "test_accuracy": evaluate(model, test_images, test_labels, config.image_size),
-            "seconds": time.perf_counter() - start,
-        })  # fmt: skip
-        if on_epoch:
-            on_epoch(_snapshot(model, optimizer), list(history))
-        if bar is not None:
-            bar(history[-1])
+        restore(model, optimizer, state)
+    else:
+        accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
+        start = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy}
+        history = [start | {"seconds": 0.0}]
+
+    with Progress(label, config.epochs, _steps(data, config), len(history) - 1, progress) as bar:
+        for epoch in range(len(history), config.epochs + 1):
+            start = time.perf_counter()
+            row = _train_epoch(model, optimizer, data, config, epoch, bar)
+            row["test_accuracy"] = evaluate(model, data.test_images, data.test_labels, config.image_size)
+            history.append(row | {"seconds": time.perf_counter() - start})
+            if on_epoch:
+                on_epoch(snapshot(model, optimizer), list(history))
+            bar.epoch_done(history[-1])
     return history
+
+
+def _train_epoch(model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar: Progress) -> dict:
+    device, steps = data.train_images.device, _steps(data, config)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    total_loss, total_correct = torch.zeros(2, device=device)
+    first_bad = torch.full((), steps, device=device)
+    model.train()
+    for step, (images, labels) in enumerate(batches(data, config.batch_size, generator, config.augment)):
+        lr = learning_rate(config, (epoch - 1) * steps + step, steps)
+        optimizer.param_groups[0]["lr"] = lr
+        with fast_forward(device):
+            logits = model(to_input(images, config.image_size))
+            loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.lam and config.penalty != "proximal":
+            add_gamma_penalty(model, config.lam, config.penalty, config.penalized)
+        optimizer.step()
+        if config.lam and config.penalty == "proximal":
+            _shrink_gammas(model, lr * config.lam, config.penalized)
+        with torch.no_grad():
+            total_loss += loss * len(labels)
+            total_correct += (logits.argmax(1) == labels).sum()
+            first_bad = torch.where(torch.isfinite(loss), first_bad, torch.clamp(first_bad, max=step))
+        bar.step_done()
+    _check_finite(model, config, epoch, steps, int(first_bad))
+    seen = min(len(data.train_images), steps * config.batch_size)
+    loss, accuracy = float(total_loss) / seen, float(total_correct) / seen
+    return {"epoch": epoch, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
+
+
+@torch.no_grad()
+def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient", penalized: str = "all") -> None:
+    """Add the gradient of the sparsity penalty to the γ's gradients (Eq. 1): call it between backward() and step().
+
+    For any network and any training loop. "subgradient" is the derivative of λ·Σ|γ|, λ·sign(γ) (the paper's); "l2" of
+    λ/2·Σγ². `penalized`: "all" BatchNorms, or those of each block's "expansion". With distributed data parallelism,
+    call it on every process. Raises ValueError for a λ < 0 or an unknown word.
+    """
+    if lam < 0 or penalty not in ("subgradient", "l2") or penalized not in PENALIZED:
+        raise ValueError(f"λ ≥ 0, 'subgradient' or 'l2', 'all' or 'expansion'; got {lam!r}, {penalty!r}, {penalized!r}")
+    gammas = [gamma for gamma in _penalized_gammas(model, penalized) if gamma.grad is not None]
+    if gammas:
+        pull = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
+        torch._foreach_add_([gamma.grad for gamma in gammas], pull, alpha=lam)
 
 
 @torch.no_grad()  # not inference_mode: weights laid out anew in it could not be trained afterwards
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
-    """Share of `images` (uint8 (N, 3, H, W)) that `model` labels right, in [0, 1]; leaves it in eval mode, channels_last.
+    """Share of `images` (uint8 (N, 3, H, W)) that `model` classifies correctly, in [0, 1].
 
-    Raises ValueError unless there is one label (N,) an image.
+    Leaves the model in eval mode, channels_last. Raises ValueError unless there is one label (N,) per image.
     """
     if not len(images) or labels.shape != (len(images),):
-        raise ValueError(f"give one label an image: {len(images)} images, labels of shape {tuple(labels.shape)}")
-    parameter = next(model.parameters())
+        raise ValueError(f"give one label per image: {len(images)} images, labels of shape {tuple(labels.shape)}")
+    device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last).eval()
-    correct = torch.zeros((), device=parameter.device)
-    for start in range(0, len(images), batch_size):
-        x, y = (t[start : start + batch_size].to(parameter.device) for t in (images, labels))
-        with _fast(parameter.device):
-            correct += (model(to_input(x, image_size)).argmax(1) == y).sum()
+    correct = torch.zeros((), device=device)
+    for x, y in zip(images.split(batch_size), labels.split(batch_size)):
+        with fast_forward(device):
+            correct += (model(to_input(x.to(device), image_size)).argmax(1) == y.to(device)).sum()
     return int(correct) / len(images)
 
 
-@torch.no_grad()
-def recalibrate(model: nn.Module, images: Tensor, image_size: int, batch_size: int = 128) -> None:
-    """Measure the running mean and variance of every BatchNorm of `model` anew, in place: averages over batches of `images`.
-
-    The cheap repair after pruning, no labels and no gradients; weights, γ and β stay. `images`: uint8 (N, 3, H, W), a few
-    hundred training images; a last batch of one is left out. Leaves the network in eval mode.
-    Raises ValueError if no batch has two images.
-    """
-    if min(len(images), batch_size) < 2:
-        raise ValueError(f"BatchNorm measures batches of at least 2 images, got {len(images)} in batches of {batch_size}")
-    layers = list(batch_norms(model))
-    momenta = [bn.momentum for bn in layers]
-    for bn in layers:
-        bn.reset_running_stats()
-        bn.momentum = None  # a plain average
-    model.train()
-    device = next(model.parameters()).device
-    try:
-        for part in images.split(batch_size):
-            if len(part) > 1:
-                model(to_input(part.to(device), image_size))
-    finally:
-        for bn, momentum in zip(layers, momenta):
-            bn.momentum = momentum
-        model.eval()
-
-
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of global `step` (from 0) with `steps` steps an epoch.
+    """Learning rate of global `step` (from 0) with `steps` steps per epoch.
 
     The last step of "cosine" has lr·(π/2T)², T = epochs·steps, and a γ that only the penalty moves comes to rest
     within a hundred times that: the dead band of Table 2.
@@ -218,52 +181,26 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _fast(device: torch.device) -> contextlib.AbstractContextManager:
-    """What a forward pass gains from on `device`: bf16 on CUDA, better kernels for tiny maps on a CPU."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
-    return SmallMaps() if device.type == "cpu" else contextlib.nullcontext()
+def _steps(data: Dataset, config: TrainConfig) -> int:
+    full, rest = divmod(len(data.train_images), config.batch_size)
+    return max(1, full + (rest > 1))
+
+
+def _penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
+    layers = [b.expand_bn for b in blocks(model)] if penalized == "expansion" else batch_norms(model)
+    return [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
 
 
 @torch.no_grad()
-def _soft_threshold(gammas: list[Tensor], amount: float) -> None:
-    magnitude = torch._foreach_abs(gammas)
-    torch._foreach_sub_(magnitude, amount)
-    torch._foreach_clamp_min_(magnitude, 0.0)
-    sign = torch._foreach_sign(gammas)
-    torch._foreach_mul_(sign, magnitude)
-    torch._foreach_copy_(gammas, sign)
+def _shrink_gammas(model: nn.Module, amount: float, penalized: str) -> None:
+    for gamma in _penalized_gammas(model, penalized):
+        gamma.copy_(F.softshrink(gamma, amount))
 
 
-def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    return state
-
-
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            if (value := state.get(f"optimizer.{name}.{key}")) is None:  # a frozen parameter
-                continue
-            value = value.to(parameter.device)
-            optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
-
-
-def _progress_bar(epochs: int, done: int, label: str) -> Callable[[dict], None]:
-    """A bar in terminals and live notebooks, one line an epoch where output goes to a file."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    bar = tqdm(total=epochs, initial=done, desc=label, unit="epoch", leave=False, disable=not live)
-
-    def update(row: dict) -> None:
-        text = f"loss {row['train_loss']:.4f}, test accuracy {100 * row['test_accuracy']:.2f} %"
-        bar.set_postfix_str(text, refresh=False)
-        bar.update()
-        if not live:
-            print(f"{label or 'epoch'} {row['epoch']}/{epochs}: {text}, {row['seconds']:.1f} s", flush=True)
-        if row["epoch"] == epochs:
-            bar.close()
-
-    return update
+def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, first_bad: int) -> None:
+    gammas = [bn.weight for bn in batch_norms(model) if bn.weight is not None]
+    if first_bad < steps or not all(bool(gamma.isfinite().all()) for gamma in gammas):
+        step = min(first_bad, steps - 1)
+        lr = learning_rate(config, (epoch - 1) * steps + step, steps)
+        where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
+        raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")

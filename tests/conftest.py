@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,20 @@ from support import lively, write_npz
 
 from mnv3nb import Dataset, MobileNetV3Large, load_dataset, paper
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, would ignore it
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MNV3NB_DEVICE": "cpu", "MNV3NB_HEADLESS": "1",
-               "MNV3NB_WORKERS": "1"}  # fmt: skip
+# a shell's background jobs, and all they start, would ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MNV3NB_DEVICE": "cpu",
+    "MNV3NB_HEADLESS": "1",
+    "MNV3NB_WORKERS": "1",
+}
 os.environ.pop("MNV3NB_MIRROR", None)
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("explore", max_examples=1000, deadline=None, print_blob=True)  # pytest --hypothesis-profile=explore
+# pytest --hypothesis-profile=explore
+settings.register_profile("explore", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("quick")
 
 
@@ -42,9 +50,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def tiny(digits) -> Dataset:
     """48 images to train on, 24 to test on."""
-    return Dataset(
-        digits.train_images[:48], digits.train_labels[:48], digits.test_images[:24], digits.test_labels[:24], digits.classes
-    )
+    part = digits.subset(48)
+    return replace(part, test_images=part.test_images[:24], test_labels=part.test_labels[:24])
 
 
 @pytest.fixture(scope="session")

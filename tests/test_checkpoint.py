@@ -15,19 +15,21 @@ from safetensors.torch import save_file
 from support import lively, same_tensors, tree
 
 from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, filter_sparsity, keep_masks, load_model, prune, save_model, score
-from mnv3nb.checkpoint import FORMAT, load_tensors, save_tensors, write_atomically
+from mnv3nb._files import write_atomically
+from mnv3nb._tensors import FORMAT, halve, load_tensors, save_tensors
 
 RATES = (0.1, 0.3, 0.45, 0.5, 0.7)
 
 
 @pytest.fixture(scope="module")
 def sparse() -> MobileNetV3Large:
-    """A network as sparse training leaves it: half of its γ dead, at sizes from 1e-13 to 1e-9, some of them negative."""
+    """A network as sparse training leaves it: half of its γ dead, at sizes from 1e-13 to 1e-9, some of them
+    negative."""
     model = lively(8)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
-        for unit in model.blocks:
-            gamma = unit.expand[1].weight
+        for block in model.blocks:
+            gamma = block.expand[1].weight
             dead = torch.rand(len(gamma), generator=generator) < 0.5
             gamma[dead] *= 10.0 ** (-13 + 4 * torch.rand(int(dead.sum()), generator=generator))
     return model
@@ -46,8 +48,8 @@ def saved(sparse, tmp_path_factory):
 def test_half_precision_keeps_dead_gammas_apart_and_all_masks(sparse, tmp_path):
     save_model(sparse, tmp_path / "half.safetensors", half=True)
     stored = load_model(tmp_path / "half.safetensors")
-    gammas = torch.cat([unit.expand[1].weight.detach() for unit in stored.blocks])
-    assert torch.equal(gammas, torch.cat([unit.expand[1].weight.detach() for unit in sparse.blocks]))
+    gammas = torch.cat([block.expand[1].weight.detach() for block in stored.blocks])
+    assert torch.equal(gammas, torch.cat([block.expand[1].weight.detach() for block in sparse.blocks]))
     assert (gammas.abs() < 6e-8).sum() > 2000 and gammas.half().eq(0).sum() > 2000  # all of them 0 if stored in fp16
     assert all(torch.equal(a, b) for a, b in zip(score(stored), score(sparse)))
     for rate in RATES:
@@ -66,19 +68,21 @@ def test_a_half_precision_file_is_half_as_large_and_almost_the_same_network(spar
 
 
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.floats(-4, 2), st.integers(0, 2**31), st.sampled_from(["normal", "heavy", "zeros"])
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(-4, 2),
+    st.integers(0, 2**31),
+    st.sampled_from(["normal", "heavy", "zeros"]),
 )
 def test_half_precision_keeps_every_s(filters, channels, exponent, seed, kind):
     """Eq. 3 compares with the layer's mean: a weight near it must not change sides by rounding."""
-    from mnv3nb.checkpoint import _to_half
-
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(filters, channels, 1, 1, generator=generator) * 10**exponent
     if kind == "heavy":
         weight = weight.sign() * weight.abs() ** 1.5
     if kind == "zeros":
         weight *= torch.rand(weight.shape, generator=generator) < 0.5
-    half = _to_half(weight, keep_sparsity=True)
+    half = halve(weight, filter_sparsity)
     assert half.dtype == torch.float16
     assert torch.equal(filter_sparsity(half.float()), filter_sparsity(weight))
     steps = (half.view(torch.int16).int() - weight.half().view(torch.int16).int()).abs()
@@ -127,7 +131,9 @@ def test_a_stored_network_computes_to_the_same_bits_whatever_is_stored_with_it(s
         ),
         max_size=5,
     ),
-    st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.floats() | st.text(), st.lists, max_leaves=4), max_size=3),
+    st.dictionaries(
+        st.text(max_size=5), st.recursive(st.none() | st.floats() | st.text(), st.lists, max_leaves=4), max_size=3
+    ),
 )
 def test_tensors_and_metadata_come_back_as_they_went(tmp_path_factory, shapes, metadata):
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +143,9 @@ def test_tensors_and_metadata_come_back_as_they_went(tmp_path_factory, shapes, m
     again, kept = load_tensors(path)
     assert again.keys() == tensors.keys()
     assert all(a.dtype == tensors[n].dtype and a.shape == tensors[n].shape for n, a in again.items())
-    assert all(a.view(torch.uint8).equal(tensors[n].view(torch.uint8)) for n, a in again.items() if a.ndim and a.numel())
+    assert all(
+        a.view(torch.uint8).equal(tensors[n].view(torch.uint8)) for n, a in again.items() if a.ndim and a.numel()
+    )
     assert json.dumps(kept, sort_keys=True) == json.dumps(metadata, sort_keys=True)
 
 
@@ -196,9 +204,17 @@ def test_the_state_of_a_training_is_not_a_model(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"widths": [8] * 15}, {"widths": [4] * 14}, {"num_classes": 9}, {"squeeze": [0] * 15}, {"widths": [10**9] * 15},
-     {"widths": ["4"] * 15}, {"widths": None}, {"depth": 3}],
-)  # fmt: skip
+    [
+        {"widths": [8] * 15},
+        {"widths": [4] * 14},
+        {"num_classes": 9},
+        {"squeeze": [0] * 15},
+        {"widths": [10**9] * 15},
+        {"widths": ["4"] * 15},
+        {"widths": None},
+        {"depth": 3},
+    ],
+)
 def test_widths_that_do_not_fit_the_tensors_are_refused(saved, tmp_path, change):
     tensors, metadata = load_tensors(saved)
     metadata["model"] |= change

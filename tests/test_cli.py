@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,15 @@ import pytest
 import torch
 from support import ROOT, lively, same_tensors
 
-import mnv3nb
-from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score
-from mnv3nb.__main__ import main
-from mnv3nb.profiles import EXPERIMENTS, get_profile
-from mnv3nb.runs import Runs
+from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score, train
+from mnv3nb.__main__ import COMMANDS, main
+from mnv3nb.deployment.bias import fold_bias
+from mnv3nb.deployment.widths import fit_masks
+from mnv3nb.experiments.grid import plan
+from mnv3nb.experiments.profiles import get_profile
+from mnv3nb.experiments.runs import Runs
+
+TRAIN = "mnv3nb.experiments.runs.train"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def refused(capsys, arguments: list, message: str) -> None:
 
 def test_prune_writes_the_network_that_the_functions_give(stored, tmp_path, capsys):
     out = tmp_path / "new" / "small.safetensors"
-    assert main(["prune", str(stored), "--rate", "0.5", "--criterion", "l1", "--multiple-of", "8", "--out", str(out)]) == 0
+    assert (
+        main(["prune", str(stored), "--rate", "0.5", "--criterion", "l1", "--multiple-of", "8", "--out", str(out)]) == 0
+    )
     model, small = load_model(stored), load_model(out)
     assert same_tensors(small.state_dict(), prune(model, keep_masks(score(model, "l1"), 0.5, 8)).state_dict())
     assert all(width % 8 == 0 for width in small.widths)
@@ -48,6 +55,17 @@ def test_prune_writes_the_network_that_the_functions_give(stored, tmp_path, caps
     printed = capsys.readouterr().out
     assert f"4,215,130 -> {count_parameters(small):,}" in printed and f"written: {out}" in printed
     assert f"widths: {' '.join(map(str, small.widths))}" in printed
+
+
+def test_prune_folds_constants_and_fits_widths_to_a_budget(stored, tmp_path):
+    out = tmp_path / "small.safetensors"
+    options = ["--multiple-of", "16", "--budget", "parameters", "--fold-bias", "--out", str(out)]
+    assert main(["prune", str(stored), "--rate", "0.5", *options]) == 0
+    model = load_model(stored)
+    masks = fit_masks(model, score(model), 0.5, 16, "parameters")
+    folded = fold_bias(model, prune(model, masks), masks, 32)
+    assert same_tensors(load_model(out).state_dict(), folded.state_dict())
+    assert not same_tensors(folded.state_dict(), prune(model, masks).state_dict())
 
 
 def test_a_pruned_network_can_be_pruned_again(stored, tmp_path):
@@ -66,7 +84,7 @@ def test_prune_refuses_what_makes_no_sense_and_writes_nothing(stored, tmp_path, 
         ({"--rate": "nan"}, "rate must be in"),
         ({"--criterion": "l11"}, "unknown criterion 'l11'; did you mean 'l1'"),
         ({"--criterion": "taylor"}, "'taylor' needs images"),
-        ({"--multiple-of": 0}, "multiple_of must be a whole number ≥ 1, got 0"),
+        ({"--multiple-of": 0}, "multiple_of must be an integer ≥ 1, got 0"),
         ({"--out": tmp_path / "small.pt"}, r"must end in \.safetensors"),
         ({"model": tmp_path / "none.safetensors"}, "no file .*none.safetensors"),
         ({"model": half}, "is not a whole safetensors file"),
@@ -83,9 +101,8 @@ def test_prune_refuses_what_makes_no_sense_and_writes_nothing(stored, tmp_path, 
 
 def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
     save_model(lively(), tmp_path / "plain.safetensors")
-    refused(
-        capsys, ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"], "does not say its image size; give --image-size"
-    )
+    plain = ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"]
+    refused(capsys, plain, "does not store its image size; give --image-size")
     for size in ("0", "-5"):
         refused(capsys, ["export", stored, tmp_path / "m.onnx", "--image-size", size], f"at least 1 pixel, got {size}")
     refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx or \.pt2 or \.safetensors")
@@ -96,7 +113,7 @@ def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
 @pytest.mark.parametrize(("extra", "size"), [([], 32), (["--image-size", "64"], 64)])
 def test_export_takes_the_stored_image_size_or_the_one_given(stored, tmp_path, capsys, monkeypatch, extra, size):
     calls = []
-    monkeypatch.setattr("mnv3nb.checkpoint.export_onnx", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("mnv3nb.__main__.export_onnx", lambda *arguments: calls.append(arguments))
     assert main(["export", str(stored), str(tmp_path / "m.onnx"), *extra]) == 0
     ((model, path, image_size),) = calls
     assert same_tensors(model.state_dict(), load_model(stored).state_dict())
@@ -127,47 +144,66 @@ def test_a_missing_package_is_one_line_that_says_what_to_do(stored, tmp_path, ca
 # grid
 
 
-def test_a_dry_run_lists_what_is_missing_and_makes_nothing(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty `$MNV3NB_HOME`, and no network to download from."""
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     monkeypatch.setenv("MNV3NB_MIRROR", "http://127.0.0.1:9")
-    monkeypatch.setattr("mnv3nb.runs.train", None)
-    for profile in ("smoke", "paper"):  # the second's data are not there
-        for extra in ([], ["--record"]):
-            assert main(["grid", "--profile", profile, "--only", "table5,fig6", "--seed", "3", "--dry-run", *extra]) == 0
-        configs = {c.key: c for name in ("table5", "fig6") for c in get_profile(profile).experiment(name, 3)}
-        missing = Runs().plan(configs.values())
-        out = capsys.readouterr().out
-        assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}, seed 3" in out
-        assert all(f"{c.key}  {c.label}, {c.train.epochs} epochs" in out for c in missing)
-        assert set(configs) <= {c.key for c in missing}
-    assert not list(tmp_path.rglob("*.json"))
+    return tmp_path
 
 
-def test_grid_trains_what_is_missing_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+@pytest.mark.parametrize("profile", ["smoke", "paper"])  # the second's data are not there
+def test_a_dry_run_lists_what_is_missing_and_makes_nothing(home, capsys, monkeypatch, profile):
+    monkeypatch.setattr(TRAIN, None)
+    command = ["grid", "--profile", profile, "--only", "table5,fig6", "--seed", "3", "--record", "--dry-run"]
+    assert main(command) == 0
+    configs = {c.key: c for name in ("table5", "fig6") for c in get_profile(profile).experiment(name, 3)}
+    missing = plan(Runs(), configs.values())
+    out = capsys.readouterr().out
+    assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}, seed 3" in out
+    assert all(f"{c.key}  {c.label}, {c.train.epochs} epochs" in out for c in missing)
+    assert set(configs) <= {c.key for c in missing}
+    assert not list(home.rglob("*.json"))
+
+
+def test_a_grid_whose_data_are_not_there_ends_before_it_starts_and_names_the_variable(home, capsys, monkeypatch):
+    monkeypatch.setattr(TRAIN, None)
+    refused(capsys, ["grid", "--profile", "cifar", "--only", "half"], "cifar10 is not at .*set MNV3NB_MIRROR")
+    assert not (home / "runs").exists()
+
+
+def test_grid_trains_what_is_missing_once_and_tells_of_other_formats(home, capsys):
+    for number in range(3):
+        (home / "results" / f"old{number}").mkdir(parents=True)
+        (home / "results" / f"old{number}" / "config.json").write_text('{"format": 2}')
     for _ in range(2):
         assert main(["grid", "--profile", "smoke", "--only", "table2"]) == 0
-    out = capsys.readouterr().out
+    out, error = capsys.readouterr()
     assert out.count("1 run(s) missing of 1") == 1 and out.count("0 run(s) missing of 1") == 1
+    assert error.splitlines() == 2 * [f"{home / 'results'}: skipping 3 run(s) of another format: old0 ..."]
     (config,) = get_profile("smoke").experiment("table2")
     assert Runs().find(config, model=True)
 
 
-def test_a_grid_in_which_a_run_diverges_records_the_others(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
-    real, profile = mnv3nb.train, get_profile("smoke")
+def test_a_grid_records_each_run_as_soon_as_it_is_finished_and_children_start_from_it(home, capsys, monkeypatch):
+    """Of the two children the pruned one diverges: the other is recorded all the same."""
+    profile, recorded = get_profile("smoke"), Runs(home / "none", home / "results")
 
-    def diverge(model, data, config, **more):
-        if config.lam == profile.lams[1]:
-            raise FloatingPointError("training diverged")
-        return real(model, data, config, **more)
+    def diverge_if_pruned(model, data, config, **more):
+        if config.lam == 0:
+            assert recorded.find(profile.sparse_run(), model=True)
+        if sum(model.widths) < sum(DENSE_WIDTHS):
+            raise FloatingPointError("training diverged: λ=0")
+        return train(model, data, config, **more)
 
-    monkeypatch.setattr("mnv3nb.runs.train", diverge)
-    assert main(["grid", "--profile", "smoke", "--only", "fig6", "--record"]) == 2
-    assert "1 run(s) failed" in capsys.readouterr().err
-    recorded = Runs(tmp_path / "none", tmp_path / "results")
-    assert [recorded.find(config) is not None for config in profile.experiment("fig6")] == [True, False, True, True, True]
-    assert recorded.find(profile.sparse_run(), model=True) and not recorded.find(profile.sparse_run(profile.lams[2]), model=True)
+    monkeypatch.setattr(TRAIN, diverge_if_pruned)
+    for _ in range(2):
+        assert main(["grid", "--profile", "smoke", "--only", "half", "--record"]) == 2
+        error = capsys.readouterr().err
+        assert "1 run(s) failed" in error and "training diverged: λ=0" in error and "Traceback" not in error
+        assert recorded.find(profile.sparse_run(), model=True) and recorded.find(profile.pruned_run(0.0), model=True)
+        assert not recorded.find(profile.pruned_run(0.5))
+        shutil.rmtree(home / "results")  # the second time the runs are there and only recorded
 
 
 @pytest.mark.parametrize(
@@ -176,32 +212,21 @@ def test_a_grid_in_which_a_run_diverges_records_the_others(tmp_path, capsys, mon
         (["--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'"),
         (["--profile", "smoke", "--only", "table7"], "unknown experiment 'table7'; did you mean 'table"),
         (["--profile", "smoke", "--only", "table3,"], "unknown experiment ''"),
-        (["--profile", "smoke", "--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
+        (["--profile", "smoke", "--seed", "-1"], "seed must be an integer ≥ 0, got -1"),
     ],
 )
 def test_grid_refuses_unknown_names(capsys, arguments, message):
     refused(capsys, ["grid", *arguments], message)
 
 
-def test_a_run_that_diverges_ends_the_grid_with_2_and_its_name(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
-
-    def diverge(*_, **__):
-        raise FloatingPointError("training diverged: λ=9")
-
-    monkeypatch.setattr("mnv3nb.runs.train", diverge)
-    monkeypatch.setattr("mnv3nb.runs.Runs.expected_seconds", lambda *_: 0.0)
-    assert main(["grid", "--profile", "smoke", "--only", "table2"]) == 2
-    error = capsys.readouterr().err
-    assert "1 run(s) failed" in error and "training diverged: λ=9" in error and "Traceback" not in error
-
-
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")])
-def test_interrupted_it_says_that_it_can_go_on(capsys, monkeypatch, number, code, word):
-    monkeypatch.setattr(Runs, "plan", lambda *_: os.kill(os.getpid(), number))
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_interrupted_it_reports_that_it_can_be_resumed(capsys, monkeypatch, number, code, word):
+    monkeypatch.setattr(Runs, "find", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["grid", "--profile", "smoke"]) == code
-    assert capsys.readouterr().err == f"mnv3nb grid: {word}; the same command goes on from here\n"
+    assert capsys.readouterr().err == f"mnv3nb grid: {word}; the same command resumes\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -221,7 +246,7 @@ def test_interrupted_it_says_that_it_can_go_on(capsys, monkeypatch, number, code
     ],
 )
 def test_figures_refuses_unknown_names_before_any_notebook_runs(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", None)
+    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", None)
     refused(capsys, ["figures", *arguments], message)
 
 
@@ -232,18 +257,20 @@ def test_figures_passes_parameters_on_and_ends_with_1_if_a_notebook_fails(capsys
         calls.append((path.name[:2], parameters, timeout))
         return "cell 3: ValueError: no" if path.name.startswith("02") else None
 
-    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", run)
+    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", run)
     assert main(["figures", "--profile", "smoke", "--only", "2,00", "-p", "seed", "4", "--timeout", "9"]) == 1
     assert calls == [(n, {"profile": "smoke", "seed": 4}, 9.0) for n in ("02", "00")]
     assert capsys.readouterr().err == "mnv3nb figures: 02_sparse_training.ipynb: cell 3: ValueError: no\n"
-    monkeypatch.setattr("mnv3nb.notebooks._run_notebook", lambda *_: None)
+    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", lambda *_: None)
     assert main(["figures", "--profile", "smoke"]) == 0
 
 
 # the process
 
 
-@pytest.mark.parametrize("arguments", [[], ["fig"], ["prune"], ["figures", "--profil", "smoke"], ["grid", "--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fig"], ["prune"], ["figures", "--profil", "smoke"], ["grid", "--seed", "x"]]
+)
 def test_wrong_words_end_with_2_and_the_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -251,28 +278,16 @@ def test_wrong_words_end_with_2_and_the_usage(capsys, arguments):
 
 
 def test_as_a_command_it_has_these_exit_codes_and_no_traceback(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "mnv3nb",
-        "prune",
-        str(tmp_path / "none.safetensors"),
-        "--rate",
-        "0.5",
-        "--out",
-        "o.safetensors",
-    ]
+    missing = tmp_path / "none.safetensors"
+    command = [sys.executable, "-m", "mnv3nb", "prune", str(missing), "--rate", "0.5", "--out", "o.safetensors"]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"mnv3nb prune: no file {tmp_path / 'none.safetensors'}; give a .safetensors file that mnv3nb wrote\n"
+    assert done.stderr == f"mnv3nb prune: no file {missing}; give a .safetensors file that mnv3nb wrote\n"
 
 
-def test_every_experiment_of_every_profile_is_a_list_of_runs():
-    from mnv3nb.profiles import PROFILES
-
-    for profile in PROFILES.values():
-        for name in EXPERIMENTS:
-            configs = profile.experiment(name, 1)
-            assert all(c.train.seed % 1000 == 1 for c in configs) and (configs or not profile.second)
-            assert profile.experiment(name, 1) == configs != profile.experiment(name, 2) or not configs
+def test_every_command_has_a_line_of_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {add.__doc__}" in out for name, add in COMMANDS.items())

@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -22,21 +22,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import FORK
 
-import mnv3nb.runs
+from mnv3nb import MobileNetV3Large, TrainConfig, load_dataset, load_model, save_model
 from mnv3nb.__main__ import main
-from mnv3nb.checkpoint import load_model, load_tensors, save_model, save_tensors, write_atomically
-from mnv3nb.config import PruneConfig, RunConfig
-from mnv3nb.data import load_dataset
-from mnv3nb.model import MobileNetV3Large
-from mnv3nb.runs import Runs
-from mnv3nb.store import FILES, read_run
-from mnv3nb.training import TrainConfig
+from mnv3nb._files import write_atomically
+from mnv3nb._tensors import load_tensors, save_tensors
+from mnv3nb.data import SPLITS
+from mnv3nb.experiments import grid
+from mnv3nb.experiments.config import PruneConfig, RunConfig
+from mnv3nb.experiments.grid import run_grid
+from mnv3nb.experiments.profiles import get_profile
+from mnv3nb.experiments.runs import Runs
+from mnv3nb.experiments.store import FILES, read_run
 
-GRID = int(os.environ.get("MNV3NB_GRID", "12"))
-KILLS = int(os.environ.get("MNV3NB_KILLS", "50"))
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["mnv3nb.runs"])
+GRID = int(os.environ.get("MNV3NB_GRID", "9"))
+KILLS = int(os.environ.get("MNV3NB_KILLS", "25"))
 SYSTEM_CALLS = ("open", "fsync", "replace", "chmod", "unlink", "close", "mkdir")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
 
@@ -46,20 +47,21 @@ def tiny(tmp_path_factory) -> str:
     """A data set of 16 + 8 images, so that a run of several epochs takes a second."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     rng = np.random.default_rng(0)
-    images = {f"{s}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for s, n in (("train", 16), ("test", 8))}
-    np.savez(path, **images, train_labels=np.arange(16) % 2, test_labels=np.arange(8) % 2)
+    train, test = (rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for count in (16, 8))
+    np.savez(path, train_images=train, test_images=test, train_labels=np.arange(16) % 2, test_labels=np.arange(8) % 2)
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def config(tiny) -> RunConfig:
-    parent = RunConfig(tiny, TrainConfig(epochs=2, batch_size=8, lam=1e-3))
+    parent = RunConfig(tiny, TrainConfig(epochs=2, batch_size=8, lam=1e-3, augment="crop_flip"))
     return RunConfig(tiny, TrainConfig(epochs=2, batch_size=8), parent, PruneConfig(0.9))
 
 
 @pytest.fixture(scope="module")
 def reference(config, tmp_path_factory):
-    """The pruned run, beside its parent, that nobody disturbed, made in the same kind of process as the disturbed ones."""
+    """The pruned run, beside its parent, that nobody disturbed, made in the same kind of process as the disturbed
+    ones."""
     store = tmp_path_factory.mktemp("reference")
     assert _child(store, config) == 0
     return Runs(store, store / "none").find(config)
@@ -70,7 +72,7 @@ def _assert_same(store: Path, config: RunConfig, reference) -> None:
         run, other = Runs(store, store / "none").find(c), read_run(reference.folder.parent / c.key)
         assert (run.folder / "model.safetensors").read_bytes() == (other.folder / "model.safetensors").read_bytes()
         assert [row["test_accuracy"] for row in run.history] == [row["test_accuracy"] for row in other.history]
-        assert sorted(path.name for path in run.folder.iterdir()) == sorted((*FILES, "result.json"))
+        assert sorted(path.name for path in run.folder.iterdir()) == sorted(FILES)
 
 
 def _train(store: Path, config: RunConfig, die_at: int | None = None, file_limit: int | None = None) -> None:
@@ -127,7 +129,7 @@ def _assert_clean(folder: Path) -> None:
 
 
 @posix
-def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, reference, tmp_path):
+def test_killed_at_any_instant_a_run_resumes_and_ends_bit_identical(config, reference, tmp_path):
     rng, kills, finished = random.Random(0), 0, 0
     start = time.monotonic()
     assert _child(tmp_path / "undisturbed", config) == 0
@@ -149,7 +151,7 @@ def test_killed_at_any_instant_a_run_goes_on_and_ends_bit_identical(config, refe
 
 
 @posix
-def test_a_disk_quota_hit_in_a_save_leaves_the_old_state_and_the_run_goes_on(config, reference, tmp_path):
+def test_a_disk_quota_hit_in_a_save_leaves_the_old_state_and_the_run_resumes(config, reference, tmp_path):
     store = tmp_path / "store"
     state = store / config.parent.key / "state.safetensors"
     for number in range(12, 80, 4):  # until it is stopped after the first epoch
@@ -169,7 +171,10 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
-    if not mount or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    if (
+        not mount
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode
+    ):
         pytest.skip("mounting a small tmpfs needs root")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -194,6 +199,22 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_a_full_disk_pauses_the_grid_with_one_line_and_loses_nothing(small_disk, monkeypatch, capsys):
+    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)  # two states, or one and a network
+    monkeypatch.setenv("MNV3NB_HOME", str(small_disk))
+    ballast = small_disk / "ballast"
+    command, profile = ["grid", "--profile", "smoke", "--only", "half"], get_profile("smoke")
+    ballast.write_bytes(bytes(40_000_000))
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"mnv3nb grid: .*cannot write .*No space left on device.*the same command resumes\n", error)
+    ballast.unlink()
+    for folder in small_disk.glob("runs/*/"):
+        _assert_clean(folder)
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    assert main(command) == 0 and all(Runs().find(config) for config in profile.experiment("half"))
+
+
 def test_a_read_only_disk_is_read_from_and_never_half_written(small_disk, tmp_path, capsys):
     config = RunConfig("digits", TrainConfig(epochs=0, batch_size=2), train_images=4)
     save_tensors(small_disk / "t.safetensors", {"a": torch.zeros(10)}, {"n": 1})
@@ -209,9 +230,9 @@ def test_a_read_only_disk_is_read_from_and_never_half_written(small_disk, tmp_pa
 
 @pytest.fixture(scope="module")
 def long(config, tmp_path_factory):
-    """A run of 30 short epochs, and its folder when nobody disturbs it."""
+    """A run of 20 short epochs, and its folder when nobody disturbs it."""
     store = tmp_path_factory.mktemp("long")
-    long = replace(config.parent, train=replace(config.parent.train, epochs=30))
+    long = replace(config.parent, train=replace(config.parent.train, epochs=20))
     assert _child(store, long) == 0
     return long, store / long.key
 
@@ -219,18 +240,25 @@ def long(config, tmp_path_factory):
 CELLS = (
     """
 from pathlib import Path
-from mnv3nb.config import RunConfig
-from mnv3nb.runs import Runs
-from mnv3nb.training import TrainConfig
+from mnv3nb import TrainConfig
+from mnv3nb.experiments.config import RunConfig
+from mnv3nb.experiments.runs import Runs
 runs = Runs({store!r}, "none", progress=False)
 """,
     "run = runs.run({config!r})",
 )
+HANG = """
+import itertools, os, time
+real, calls = os.replace, itertools.count()
+os.replace = lambda *a: time.sleep(600) if stuck and next(calls) == 9 else real(*a)
+"""
 
 
 @posix
-def test_a_kernel_interrupted_in_a_run_goes_on_when_the_cell_is_run_again(long, tmp_path):
-    from jupyter_client.manager import start_new_kernel  # here, since every process that is to be killed imports this file
+def test_a_kernel_interrupted_in_a_run_resumes_when_the_cell_is_run_again(long, tmp_path):
+    from jupyter_client.manager import (
+        start_new_kernel,  # here, since every process that is to be killed imports this file
+    )
 
     config, reference = long
     setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
@@ -255,18 +283,17 @@ def test_a_kernel_interrupted_in_a_run_goes_on_when_the_cell_is_run_again(long, 
 def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long, tmp_path, monkeypatch):
     import nbformat
 
-    from mnv3nb.notebooks import run_notebooks
+    from mnv3nb.experiments.notebooks import run_notebooks
 
     config, reference = long
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     setup, train = (cell.format(store=str(tmp_path), config=config) for cell in CELLS)
-    hang = "import itertools, os, time\nreal, calls = os.replace, itertools.count()\n" \
-           "os.replace = lambda *a: time.sleep(600) if stuck and next(calls) == 9 else real(*a)"  # fmt: skip
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in ("profile = ''\nstuck = False", setup, hang, train)]
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in ("profile = ''\nstuck = False", setup, HANG, train)]
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "00_train.ipynb")
-    (failure,) = run_notebooks(None, 20, tmp_path, profile="smoke", stuck=True)
+    (failure,) = run_notebooks(None, 15, tmp_path, profile="smoke", stuck=True)
     assert "00_train.ipynb" in failure
     _assert_clean(tmp_path / config.key)
     assert load_tensors(tmp_path / config.key / "state.safetensors")[1]["history"][-1]["epoch"] >= 3
@@ -295,41 +322,30 @@ def test_the_lock_of_a_dead_process_is_taken_over(config, tmp_path):
     assert time.monotonic() - start < 60
 
 
-@pytest.mark.parametrize("name", [*FILES, "result.json"])
-def test_a_flipped_byte_is_found_named_and_moved_aside(reference, config, tmp_path, capsys, name):
-    rng = random.Random(name)
-    size = (reference.folder / name).stat().st_size
-    for trial in range(4):
-        store = tmp_path / str(trial)
-        shutil.copytree(reference.folder, store / config.key)
-        data = bytearray((reference.folder / name).read_bytes())
-        data[rng.randrange(size)] ^= 1 << rng.randrange(8)
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_is_found_and_named(reference, config, tmp_path, capsys, name):
+    rng, store = random.Random(name), tmp_path / "store"
+    shutil.copytree(reference.folder, store / config.key)
+    whole = (reference.folder / name).read_bytes()
+    for _ in range(4):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         (store / config.key / name).write_bytes(data)
-        assert Runs(store, store / "none").find(config) is None
+        assert Runs(store, store / "none").find(config, model=True) is None
         assert config.key in capsys.readouterr().err
-        assert [p.name.split("-")[0] for p in store.iterdir() if p.name != ".locks"] == [f"{config.key}.damaged"]
 
 
 @pytest.mark.parametrize("name", FILES[:3])
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
-def test_a_missing_empty_or_truncated_file_is_found(reference, config, tmp_path, capsys, name, damage):
+def test_a_missing_empty_or_truncated_file_is_found(reference, config, tmp_path, capsys, name):
     shutil.copytree(reference.folder, tmp_path / config.key)
     path = tmp_path / config.key / name
     data = path.read_bytes()
-    path.unlink()
-    if damage != "missing":
-        path.write_bytes(b"" if damage == "empty" else data[: len(data) // 2])
-    assert Runs(tmp_path, tmp_path / "none").find(config) is None
-    assert config.key in capsys.readouterr().err
-
-
-def test_a_damaged_recorded_run_is_skipped_and_left_where_it_is(reference, config, tmp_path, capsys):
-    recorded = tmp_path / "results"
-    shutil.copytree(reference.folder, recorded / config.key)
-    (recorded / config.key / "metrics.csv").write_text("epoch\n")
-    assert Runs(tmp_path / "runs", recorded).find(config) is None
-    assert "metrics.csv" in capsys.readouterr().err
-    assert (recorded / config.key / "metrics.csv").read_text() == "epoch\n"
+    for damaged in (data[: len(data) // 2], b"", None):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        assert Runs(tmp_path, tmp_path / "none").find(config) is None
+        assert config.key in capsys.readouterr().err
 
 
 def test_a_run_without_its_result_is_moved_aside_and_trained_anew(reference, config, tmp_path, capsys):
@@ -354,7 +370,9 @@ def test_a_linked_run_folder_is_not_written_into(config, tmp_path):
 
 @posix
 @pytest.mark.parametrize("hostile", ["pipe", "huge", "wrong words"])
-def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(reference, config, tmp_path, capsys, hostile):
+def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(
+    reference, config, tmp_path, capsys, hostile
+):
     shutil.copytree(reference.folder, tmp_path / config.key)
     path = tmp_path / config.key / "config.json"
     stored = json.loads(path.read_text())
@@ -372,7 +390,7 @@ def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(refer
 
 def test_a_run_under_another_name_is_refused(reference, tmp_path):
     shutil.copytree(reference.folder, tmp_path / "0123456789ab")
-    with pytest.raises(ValueError, match="another version or was edited"):
+    with pytest.raises(ValueError, match="another version wrote or edited it"):
         read_run(tmp_path / "0123456789ab")
 
 
@@ -392,18 +410,17 @@ def test_nothing_is_unpickled(tmp_path, reference, config):
     target.unlink()
     (tmp_path / "model.safetensors").write_bytes(bomb)
     torch.save(Bomb(target), tmp_path / "torch.safetensors")
-    np.savez(tmp_path / "data.npz", **{k: np.array([Bomb(target)], dtype=object) for k in
-             ("train_images", "train_labels", "test_images", "test_labels")})  # fmt: skip
+    np.savez(tmp_path / "data.npz", **{name: np.array([Bomb(target)], dtype=object) for name in SPLITS})
     for name in ("model.safetensors", "torch.safetensors"):
         with pytest.raises(ValueError, match=r"not a whole safetensors file|not written by mnv3nb"):
             load_model(tmp_path / name)
     with pytest.raises(ValueError, match=r"data\.npz"):
         load_dataset(tmp_path / "data.npz")
-    for name in (*FILES, "result.json"):
+    for name in FILES:
         folder = tmp_path / "store" / name / config.key
         shutil.copytree(reference.folder, folder)
         (folder / name).write_bytes(bomb)
-        assert Runs(folder.parent, tmp_path / "none").find(config) is None
+        assert Runs(folder.parent, tmp_path / "none").find(config, model=True) is None
     assert not target.exists()
 
 
@@ -411,17 +428,25 @@ def test_an_npz_that_claims_more_than_it_holds_takes_no_memory(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 32, 32), }"
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     with zipfile.ZipFile(tmp_path / "big.npz", "w") as archive:
-        for key in ("train_images", "train_labels", "test_images", "test_labels"):
-            archive.writestr(f"{key}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
+        for name in SPLITS:
+            version = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+            archive.writestr(f"{name}.npy", version + header + b"\0" * 64)
     with pytest.raises(ValueError, match="claims"):
         load_dataset(tmp_path / "big.npz")
 
 
 @pytest.mark.parametrize(
     ("descr", "shape", "more"),
-    [("'|V0'", "(5000000,)", ""), ("'|u1'", f"({'-' * 8000}1,)", ""), ("(", "(1,)", ""), ("'|u1'", "()", ""),
-     ("{[]: 2}", "(1,)", ""), ("'|u1'", "(0, 10**99)", ""), ("'|u1'", "(16,)", " " * 300_000)],
-)  # fmt: skip
+    [
+        ("'|V0'", "(5000000,)", ""),
+        ("'|u1'", f"({'-' * 8000}1,)", ""),
+        ("(", "(1,)", ""),
+        ("'|u1'", "()", ""),
+        ("{[]: 2}", "(1,)", ""),
+        ("'|u1'", "(0, 10**99)", ""),
+        ("'|u1'", "(16,)", " " * 300_000),
+    ],
+)
 def test_hostile_headers_give_one_clear_error(tmp_path, tiny, descr, shape, more):
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}{more}".encode()
     version = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little")
@@ -442,26 +467,41 @@ def test_compressions_that_numpy_does_not_write_are_refused(tmp_path, tiny, meth
         load_dataset(tmp_path / "bad.npz")
 
 
+def shape_of(model: MobileNetV3Large) -> dict:
+    return {"architecture": model.architecture, "num_classes": 2, "widths": model.widths, "squeeze": model.squeeze}
+
+
 @pytest.mark.parametrize(
     ("metadata", "change"),
-    [({"image_size": "32"}, {}), ({"image_size": 0}, {}), ({}, {"widths": [10**400] * 15}),
-     ({}, {"running_var": torch.int64}), ({}, {"running_var": torch.complex64})],
-)  # fmt: skip
-def test_models_of_wrong_types_are_refused(tmp_path, metadata, change):
+    [
+        ({"image_size": "32"}, {}),
+        ({"image_size": 0}, {}),
+        ({}, {"widths": [10**400] * 15}),
+        ({}, {"num_classes": "2"}),
+        ({}, {"architecture": "os/system"}),
+        ({}, {"architecture": None}),
+    ],
+)
+def test_models_of_wrong_shapes_are_refused(tmp_path, metadata, change):
     model = MobileNetV3Large(2, widths=[1] * 15)
-    tensors = {
-        key: value.to(change["running_var"]) if "running_var" in change and key.endswith("running_var") else value
-        for key, value in model.state_dict().items()
-    }
-    shape = {"num_classes": 2, "widths": change.get("widths", model.widths), "squeeze": None if change else model.squeeze}
-    save_tensors(tmp_path / "m.safetensors", tensors, metadata | {"model": shape})
+    save_tensors(tmp_path / "m.safetensors", model.state_dict(), metadata | {"model": shape_of(model) | change})
+    with pytest.raises(ValueError, match=r"m\.safetensors"):
+        load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_models_of_wrong_types_are_refused(tmp_path, dtype):
+    model = MobileNetV3Large(2, widths=[1] * 15)
+    tensors = {key: t.to(dtype) if key.endswith("running_var") else t for key, t in model.state_dict().items()}
+    save_tensors(tmp_path / "m.safetensors", tensors, {"model": shape_of(model)})
     with pytest.raises(ValueError, match=r"m\.safetensors"):
         load_model(tmp_path / "m.safetensors")
 
 
 def test_widths_that_a_file_only_claims_take_no_memory(tmp_path):
-    shape = {"num_classes": 10, "widths": [10**9] * 15, "squeeze": [0] * 3 + [10**9] * 3 + [0] * 4 + [10**9] * 5}
-    save_tensors(tmp_path / "m.safetensors", {"a": torch.zeros(1)}, {"model": shape})
+    model = MobileNetV3Large(2)
+    huge = {"widths": [10**9] * 15, "squeeze": [10**9 if width else 0 for width in model.squeeze]}
+    save_tensors(tmp_path / "m.safetensors", {"a": torch.zeros(1)}, {"model": shape_of(model) | huge})
     with pytest.raises(ValueError, match="do not fit"):
         load_model(tmp_path / "m.safetensors")
 
@@ -495,20 +535,14 @@ WORDS = st.sampled_from(["dataset", "train", "parent", "prune", "epochs", "lr", 
 
 
 @settings(max_examples=100, deadline=None)
-@given(values=st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda s: st.dictionaries(WORDS, s)))
+@given(
+    values=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda s: st.dictionaries(WORDS, s)
+    )
+)
 def test_fuzzed_configs_give_only_value_errors(values):
     with contextlib.suppress(ValueError):
         RunConfig.from_dict(values)
-
-
-def test_a_diverging_run_does_not_stop_the_grid(tiny, tmp_path, capsys):
-    good = RunConfig(tiny, TrainConfig(epochs=1, batch_size=8))
-    bad = RunConfig(tiny, TrainConfig(epochs=2, batch_size=8, lr=1e30))
-    runs = Runs(tmp_path, tmp_path / "none", progress=False)
-    with pytest.raises(RuntimeError, match=r"(?s)1 run\(s\) failed.*λ=0, lr=.*") as error:
-        runs.run_grid([bad, good])
-    assert "epoch 1" in str(error.value) or "epoch 2" in str(error.value)
-    assert runs.find(good) and not runs.find(bad)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
@@ -519,19 +553,19 @@ def test_a_long_grid_neither_grows_nor_leaks(config, tmp_path):
 
     runs = Runs(tmp_path, tmp_path / "none", progress=False)
     configs = [replace(config, train=replace(config.train, epochs=1, seed=seed)) for seed in range(GRID)]
-    runs.run_grid(configs[: GRID // 3])
+    run_grid(runs, configs[: GRID // 3])
     memory, handles = usage()
-    runs.run_grid(configs)
+    run_grid(runs, configs)
     assert usage()[0] - memory < 100e6
     assert usage()[1] <= handles
 
 
 def _grid(home: str, workers: str) -> None:
     os.environ |= {"MNV3NB_HOME": home, "MNV3NB_WORKERS": workers}
-    mnv3nb.runs.WORTH_A_PROCESS = 0
+    grid.WORTH_A_PROCESS = 0
     torch.set_num_threads(1)
     sys.stderr = open(Path(home) / "stderr", "w", buffering=1)  # noqa: SIM115
-    sys.exit(main(["grid", "--profile", "smoke", "--only", "table3"]))
+    sys.exit(main(["grid", "--profile", "smoke", "--only", "half"]))
 
 
 @posix
@@ -554,7 +588,7 @@ def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_
     assert run(tmp_path / "undisturbed", 1) == 0
     whole, expected = time.monotonic() - start, networks(tmp_path / "undisturbed")
     rng, kills, home = random.Random(0), 0, tmp_path / "killed"
-    while kills < max(4, KILLS // 50):
+    while kills < max(3, KILLS // 50):
         code = run(home, 1 + kills % 2, rng.uniform(0.1, 1) * whole)
         kills += code == -signal.SIGKILL
         for folder in home.glob("runs/*/"):
@@ -562,21 +596,18 @@ def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_
         if code == 0:
             assert networks(home) == expected
             shutil.rmtree(home)
-    assert run(home, 2) == 0 and networks(home) == expected and len(expected) == 5
+    assert run(home, 2) == 0 and networks(home) == expected and len(expected) == 3
 
 
 @posix
-@pytest.mark.parametrize(
-    ("number", "code", "workers"),
-    [(number, code, workers) for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)) for workers in ("1", "2")],
-)
-def test_an_interrupted_grid_ends_with_one_line_and_goes_on_later(tmp_path, number, code, workers):
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "2")])
+def test_an_interrupted_grid_ends_with_one_line_and_can_be_resumed(tmp_path, number, code, workers):
     process = FORK.Process(target=_grid, args=(str(tmp_path), workers))
     process.start()
     _wait_for(tmp_path, "runs/*/config.json")
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == code
-    assert (tmp_path / "stderr").read_text().strip().splitlines()[-1].endswith("the same command goes on from here")
+    assert (tmp_path / "stderr").read_text().strip().splitlines()[-1].endswith("the same command resumes")
     for folder in tmp_path.glob("runs/*/"):
         _assert_clean(folder)

@@ -1,12 +1,12 @@
-"""Every figure and table of the paper has a notebook and a file, made from the sources and the runs of this repository."""
+"""Every figure and table of the paper has a notebook and a file, made from this repository's sources and runs."""
 
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from mnv3nb.notebooks import SOURCES, find_notebooks, source_digest
-from mnv3nb.profiles import EXPERIMENTS, get_profile
+from mnv3nb.experiments.notebooks import SOURCES, find_notebooks, source_digest
+from mnv3nb.experiments.profiles import EXPERIMENTS, get_profile
 
 FIGURES = Path(__file__).parent.parent / "figures" / "digits"
 PAPER = {
@@ -42,7 +42,9 @@ def test_every_notebook_has_its_executed_copy():
     assert {path.name for path in FIGURES.glob("*.ipynb")} == {path.name for path in find_notebooks()}
 
 
-@pytest.mark.parametrize("path", sorted(FIGURES.parent.glob("*/*.ipynb")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(FIGURES.parent.glob("*/*.ipynb")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_an_executed_copy_is_of_its_source_and_of_its_profiles_runs(path):
     copy = nbformat.read(path, as_version=4)
     made_from = source_digest(nbformat.read(SOURCES / path.name, as_version=4))

@@ -1,4 +1,5 @@
-"""The same answers from code that is not ours: Torch-Pruning, PyTorch's FLOP counter, its autograd and Adam, ONNX Runtime."""
+"""The same answers from code that is not ours: Torch-Pruning, PyTorch's FLOP counter, its autograd and Adam, ONNX
+Runtime."""
 
 import contextlib
 import copy
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import lively, random_masks
 
-from mnv3nb import DENSE_WIDTHS, BLOCKS, MobileNetV3Large, count_macs, evaluate, export_onnx, filter_sparsity, prune, score, train
+from mnv3nb import BLOCKS, DENSE_WIDTHS, MobileNetV3Large, count_macs, evaluate, filter_sparsity, prune, score, train
+from mnv3nb._device import pick_device
+from mnv3nb._small_maps import SmallMaps
+from mnv3nb.blocks import batch_norms
 from mnv3nb.data import to_input
-from mnv3nb.model import batch_norms
-from mnv3nb.small_maps import SmallMaps
-from mnv3nb.training import SCHEDULES, TrainConfig, learning_rate, pick_device
+from mnv3nb.training import SCHEDULES, TrainConfig, learning_rate
 
 CUT = (3, [0.5, 0.9, 0.1] * 5)
 
@@ -27,10 +29,10 @@ def test_torch_pruning_removing_the_same_channels_gives_the_same_function():
     small = prune(model, masks, squeeze="keep")
     x = torch.randn(4, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
-    for unit, mask in zip(model.blocks, masks):
+    for block, mask in zip(model.blocks, masks):
         gone = (~mask).nonzero().flatten().tolist()
         if gone:
-            graph.get_pruning_group(unit.expand[0], torch_pruning.prune_conv_out_channels, idxs=gone).prune()
+            graph.get_pruning_group(block.expand[0], torch_pruning.prune_conv_out_channels, idxs=gone).prune()
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
     with torch.no_grad():
         torch.testing.assert_close(small(x), model.eval()(x))
@@ -47,7 +49,7 @@ def test_macs_are_half_of_what_torchs_flop_counter_counts(dense, table5, image_s
 
 
 def test_the_forward_pass_is_that_of_plain_functions_row_by_row():
-    """The table of units once more, with `torch.nn.functional` and the state dict alone."""
+    """The table of blocks once more, with `torch.nn.functional` and the state dict alone."""
     model = lively(7, num_classes=3).double()
     w = model.state_dict()
 
@@ -81,14 +83,15 @@ def test_the_forward_pass_is_that_of_plain_functions_row_by_row():
 
 
 def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
-    """Multiply one channel's BatchNorm output by c: Molchanov's |γ·∂L/∂γ + β·∂L/∂β| is |∂L/∂c| at c = 1, here by differences."""
+    """Multiply one channel's BatchNorm output by c: Molchanov's |γ·∂L/∂γ + β·∂L/∂β| is |∂L/∂c| at c = 1, here by
+    differences."""
     model = lively(2).double()
     images, labels = to_input(tiny.train_images[:8], 32).double(), tiny.train_labels[:8]
     batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
     scores = score(model, "taylor", batches)
     assert all(p.grad is None for p in model.parameters())
-    for unit in (0, 7, 14):
-        channel, bn = int(scores[unit].argmax()), model.blocks[unit].expand[1]
+    for place in (0, 7, 14):
+        channel, bn = int(scores[place].argmax()), model.blocks[place].expand[1]
         gamma, beta = bn.weight[channel].item(), bn.bias[channel].item()
 
         def loss(c, bn=bn, channel=channel, gamma=gamma, beta=beta):
@@ -97,7 +100,7 @@ def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
                 return float(F.cross_entropy(model(images), labels))
 
         slope = (loss(1 + 1e-7) - loss(1 - 1e-7)) / 2e-7
-        assert float(scores[unit][channel]) == pytest.approx(abs(slope), rel=1e-3) and abs(slope) > 0.01
+        assert float(scores[place][channel]) == pytest.approx(abs(slope), rel=1e-3) and abs(slope) > 0.01
         loss(1.0)
 
 
@@ -111,8 +114,15 @@ def test_convolutions_of_small_maps_and_their_gradients_are_those_in_float64(dat
     padding = data.draw(st.integers(max(0, (kernel - min(height, width) + 1) // 2), kernel // 2 + 1))
     groups = channels if data.draw(st.booleans()) else 1
     torch.manual_seed(draw(0, 99))
-    conv = torch.nn.Conv2d(channels, channels * draw(1, 2) if groups == 1 else channels, kernel, stride, padding,
-                           groups=groups, bias=data.draw(st.booleans()))  # fmt: skip
+    conv = torch.nn.Conv2d(
+        channels,
+        channels * draw(1, 2) if groups == 1 else channels,
+        kernel,
+        stride,
+        padding,
+        groups=groups,
+        bias=data.draw(st.booleans()),
+    )
     x = torch.randn(3, channels, height, width).to(memory_format=torch.channels_last).requires_grad_()
     whole, whole_x = copy.deepcopy(conv).double(), x.detach().double().requires_grad_()
     with SmallMaps():
@@ -179,8 +189,13 @@ def start() -> MobileNetV3Large:
 def one_step(tiny, **changes) -> tuple[MobileNetV3Large, dict[str, torch.Tensor]]:
     """The network after one step on all 48 images, and the gradient that this step used."""
     model, states = start(), []
-    train(model, tiny, TrainConfig(**{"epochs": 1, "batch_size": 48, "image_size": SIZE, "lr": 1e-2} | changes), progress=False,
-          on_epoch=lambda state, _: states.append({k: v.clone() for k, v in state.items()}))  # fmt: skip
+    train(
+        model,
+        tiny,
+        TrainConfig(**{"epochs": 1, "batch_size": 48, "image_size": SIZE, "lr": 1e-2} | changes),
+        progress=False,
+        on_epoch=lambda state, _: states.append({k: v.clone() for k, v in state.items()}),
+    )
     assert len(states) == 1 and float(states[0]["optimizer.stem.0.weight.step"]) == 1
     grads = {name: 10 * states[0][f"optimizer.{name}.exp_avg"] for name, _ in model.named_parameters()}
     return model, grads
@@ -198,12 +213,14 @@ PENALTIES = {
     "nothing": ({}, lambda model: 0.0),
     "Eq. 1": ({"lam": LAM}, lambda model: LAM * sum(bn.weight.abs().sum() for bn in batch_norms(model))),
     "Eq. 1 on the expansions": (
-        {"lam": LAM, "penalized": "expansion"}, lambda model: LAM * sum(u.expand[1].weight.abs().sum() for u in model.blocks)
+        {"lam": LAM, "penalized": "expansion"},
+        lambda model: LAM * sum(u.expand[1].weight.abs().sum() for u in model.blocks),
     ),
     "weight decay": (
-        {"lam": LAM, "penalty": "l2"}, lambda model: LAM / 2 * sum(bn.weight.square().sum() for bn in batch_norms(model))
+        {"lam": LAM, "penalty": "l2"},
+        lambda model: LAM / 2 * sum(bn.weight.square().sum() for bn in batch_norms(model)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -243,7 +260,9 @@ def test_a_proximal_step_is_the_plain_step_and_then_the_soft_threshold(tiny, pen
             assert torch.equal(after, before), name
             continue
         expected = [math.copysign(max(abs(float(g)) - lr * lam, 0.0), float(g)) for g in before.detach().double()]
-        torch.testing.assert_close(after.detach().double(), torch.tensor(expected, dtype=torch.double), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            after.detach().double(), torch.tensor(expected, dtype=torch.double), rtol=1e-6, atol=1e-7
+        )
         zeros += int((after == 0).sum())
     assert zeros > 100  # exact zeros are what a proximal step is for
 
@@ -256,7 +275,8 @@ def test_no_penalty_means_no_penalty(tiny):
 
 
 def test_reported_numbers_are_those_of_a_plain_loop(tiny):
-    """Train loss and accuracy are means over the images seen in training mode; test accuracy is of the network afterwards."""
+    """Train loss and accuracy are means over the images seen in training mode; test accuracy is of the network
+    afterwards."""
     model = start()
     history = train(model, tiny, TrainConfig(epochs=1, batch_size=48, image_size=SIZE, lr=0.0), progress=False)
     reference = start().train()
@@ -280,22 +300,7 @@ def test_the_device_can_be_named(monkeypatch):
     assert pick_device().type == "meta" and pick_device("cpu").type == "cpu"
 
 
-# other runtimes
-
-
-def test_onnx_runtime_gives_the_same_logits_for_every_batch_size(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    model = prune(lively(5), random_masks(CUT))
-    export_onnx(model, tmp_path / "m.onnx", 32)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
-    session = runtime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    assert [i.name for i in session.get_inputs()] == ["images"] and [o.name for o in session.get_outputs()] == ["logits"]
-    for batch in (1, 2, 7):
-        x = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch)) * 2 - 1
-        (logits,) = session.run(None, {"images": x.numpy()})
-        np.testing.assert_allclose(logits, model(x).detach().numpy(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"must end in \.onnx"):
-        export_onnx(model, tmp_path / "m.txt", 32)
+# scores
 
 
 def test_scores_do_not_change_the_network_and_follow_the_formulas_on_it():
@@ -306,15 +311,17 @@ def test_scores_do_not_change_the_network_and_follow_the_formulas_on_it():
         assert [s.shape for s in scores] == [(width,) for width in DENSE_WIDTHS]
     assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
     assert not torch.equal(score(model, "random", seed=1)[0], score(model, "random", seed=2)[0])
-    unit = model.blocks[4]
-    weight = unit.expand[0].weight.detach().flatten(1).double().numpy()
+    block = model.blocks[4]
+    weight = block.expand[0].weight.detach().flatten(1).double().numpy()
     distances = [sum(np.linalg.norm(a - b) for b in weight) for a in weight]
     np.testing.assert_allclose(score(model, "fpgm")[4].numpy(), distances, rtol=1e-4)
-    assert torch.equal(score(model, "sparsity")[4], filter_sparsity(unit.expand[0].weight.detach()))
+    assert torch.equal(score(model, "sparsity")[4], filter_sparsity(block.expand[0].weight.detach()))
 
 
 def test_scores_that_cannot_be_had_are_refused(dense):
-    with pytest.raises(ValueError, match=r"unknown criterion 'gama'; did you mean 'gamma'\? Allowed: gamma_sparsity, gamma"):
+    with pytest.raises(
+        ValueError, match=r"unknown criterion 'gama'; did you mean 'gamma'\? Allowed: gamma_sparsity, gamma"
+    ):
         score(dense, "gama")
     with pytest.raises(ValueError, match=r"'taylor' needs gradients: give batches"):
         score(dense, "taylor")
@@ -323,5 +330,5 @@ def test_scores_that_cannot_be_had_are_refused(dense):
     broken = copy.deepcopy(dense)
     with torch.no_grad():
         broken.blocks[2].expand[1].weight[0] = float("nan")
-    with pytest.raises(ValueError, match="not finite in unit 2: has the training diverged"):
+    with pytest.raises(ValueError, match=r"not finite in blocks.2: has training diverged"):
         score(broken)

@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.models import mobilenet_v3_large
 
 from mnv3nb import (
-    DENSE_WIDTHS,
     BLOCKS,
+    DENSE_WIDTHS,
     MobileNetV3Large,
     count_flops,
     count_parameters,
@@ -20,7 +20,7 @@ from mnv3nb import (
     prune,
     score,
     threshold,
-)  # fmt: skip
+)
 from mnv3nb.importance import CRITERIA, Expansion
 from mnv3nb.model import squeeze_widths
 from mnv3nb.pruning import top_masks
@@ -46,10 +46,10 @@ def test_without_the_first_expansion_it_is_torchvisions_network_of_4_214_842_par
 
 
 def test_re_is_relu6_and_hs_is_hardswish(dense):
-    for unit, (*_, activation, stride) in zip(dense.blocks, BLOCKS):
+    for block, (*_, activation, stride) in zip(dense.blocks, BLOCKS):
         kind = {"RE": nn.ReLU6, "HS": nn.Hardswish}[activation]
-        assert type(unit.expand[2]) is type(unit.depthwise[2]) is kind
-        assert unit.depthwise[0].stride == (stride, stride) and len(unit.project) == 2  # the bottleneck is linear
+        assert type(block.expand[2]) is type(block.depthwise[2]) is kind
+        assert block.depthwise[0].stride == (stride, stride) and len(block.project) == 2  # the bottleneck is linear
 
 
 def test_the_dense_network_takes_230_250_944_flops(dense):
@@ -93,8 +93,10 @@ def test_rate_0_keeps_every_filter_and_its_network_is_the_old_one(dense):
         torch.testing.assert_close(small(x), dense(x))
 
 
-def test_half_of_equal_scores_goes_by_unit_and_then_by_index():
-    scores = [torch.arange(width) % 3.0 for width in DENSE_WIDTHS]  # a third of the scores are 0, 1 and 2 in every unit
+def test_half_of_equal_scores_goes_by_block_and_then_by_index():
+    scores = [
+        torch.arange(width) % 3.0 for width in DENSE_WIDTHS
+    ]  # a third of the scores are 0, 1 and 2 in every block
     ranked = sorted((float(s), i, j) for i, part in enumerate(scores) for j, s in enumerate(part))
     gone = {(i, j) for _, i, j in ranked[:2509]}
     masks = keep_masks(scores, 0.5)
@@ -113,7 +115,7 @@ def test_for_distinct_scores_the_rule_is_keep_above_the_threshold():
 def test_an_emptied_layer_is_an_error_that_names_it_unless_a_least_width_is_kept():
     scores = shuffled_scores()
     scores[3] = torch.full((72,), -1.0)
-    with pytest.raises(ValueError, match=r"rate 0.5 removes every filter of unit\(s\) \[3\]"):
+    with pytest.raises(ValueError, match=r"rate 0.5 removes every filter of block\(s\) \[3\]"):
         keep_masks(scores, 0.5, min_width=0)
     scores[3][40] = -0.5
     assert keep_masks(scores, 0.5)[3].nonzero().tolist() == [[40]]
@@ -142,23 +144,32 @@ def test_s_is_that_of_a_slow_reference(filters, channels, kernel, data):
 
 
 def test_s_of_real_expansions_is_that_of_a_slow_reference(dense):
-    for unit in dense.blocks:
-        weight = unit.expand[0].weight.detach()
+    for block in dense.blocks:
+        weight = block.expand[0].weight.detach()
         assert filter_sparsity(weight).tolist() == pytest.approx(slow_sparsity(weight), abs=1e-6)
 
 
 def test_every_criterion_is_its_formula():
     """On two filters of two weights: |k| = (3, 4) and (0, 1), mean 2, S = (1, 0)."""
     expansion = Expansion(
-        weight=torch.tensor([[3.0, -4.0], [0.0, 1.0]]).reshape(2, 2, 1, 1), gamma=torch.tensor([-2.0, 0.5]),
-        beta=torch.tensor([1.0, -1.0]), gamma_grad=torch.tensor([3.0, 4.0]), beta_grad=torch.tensor([2.0, 5.0]),
+        weight=torch.tensor([[3.0, -4.0], [0.0, 1.0]]).reshape(2, 2, 1, 1),
+        gamma=torch.tensor([-2.0, 0.5]),
+        beta=torch.tensor([1.0, -1.0]),
+        gamma_grad=torch.tensor([3.0, 4.0]),
+        beta_grad=torch.tensor([2.0, 5.0]),
         generator=torch.Generator().manual_seed(7),
-    )  # fmt: skip
+    )
     expected = {
-        "gamma_sparsity": [2.0, 0.0], "gamma": [2.0, 0.5], "sparsity": [1.0, 0.0], "l1": [7.0, 1.0], "l1_gamma": [14.0, 0.5],
-        "l2": [5.0, 1.0], "fpgm": [34**0.5, 34**0.5], "taylor": [4.0, 3.0],
+        "gamma_sparsity": [2.0, 0.0],
+        "gamma": [2.0, 0.5],
+        "sparsity": [1.0, 0.0],
+        "l1": [7.0, 1.0],
+        "l1_gamma": [14.0, 0.5],
+        "l2": [5.0, 1.0],
+        "fpgm": [34**0.5, 34**0.5],
+        "taylor": [4.0, 3.0],
         "random": torch.rand(2, generator=torch.Generator().manual_seed(7)).tolist(),
-    }  # fmt: skip
+    }
     assert {name: criterion(expansion).tolist() for name, criterion in CRITERIA.items()} == {
         name: pytest.approx(values) for name, values in expected.items()
     }
@@ -166,24 +177,24 @@ def test_every_criterion_is_its_formula():
 
 def test_m_is_gamma_times_s_for_all_5016_filters(dense):
     m = torch.cat(score(dense))
-    gammas = torch.cat([unit.expand[1].weight.detach() for unit in dense.blocks])
-    s = torch.cat([filter_sparsity(unit.expand[0].weight.detach()) for unit in dense.blocks])
+    gammas = torch.cat([block.expand[1].weight.detach() for block in dense.blocks])
+    s = torch.cat([filter_sparsity(block.expand[0].weight.detach()) for block in dense.blocks])
     assert len(m) == 5016 and torch.equal(m, gammas.abs() * s)
     assert (gammas < 0).any()
 
 
-def test_table_1_shares_of_the_units(dense):
+def test_table_1_shares_of_the_blocks(dense):
     """Parameters: without the stem's and head's BatchNorms; FLOPs: without the two linear layers."""
     rows = layer_costs(dense)
     outer_bn = [r for r in rows if r["type"] == "BatchNorm2d" and not r["name"].startswith("blocks")]
     linear = [r for r in rows if r["type"] == "Linear"]
     for column, left_out, paper_share, tolerance in (
-        ("parameters", outer_bn, paper.TABLE_1.parameters_pct["units"], 0.005),
-        ("flops", linear, paper.TABLE_1.flops_pct["units"], 0.015),  # 94.13 by this count, 94.14 printed
+        ("parameters", outer_bn, paper.TABLE_1.parameters_pct["blocks"], 0.005),
+        ("flops", linear, paper.TABLE_1.flops_pct["blocks"], 0.015),  # 94.13 by this count, 94.14 printed
     ):
-        units = sum(r[column] for r in rows if r["name"].startswith("blocks"))
+        inside = sum(r[column] for r in rows if r["name"].startswith("blocks"))
         total = sum(r[column] for r in rows) - sum(r[column] for r in left_out)
-        assert abs(100 * units / total - paper_share) < tolerance
+        assert abs(100 * inside / total - paper_share) < tolerance
 
 
 def test_printed_costs_of_tables_3_and_6_are_the_counts_at_printed_precision(table5):
@@ -216,7 +227,7 @@ def test_table_5_starts_from_the_dense_widths_and_keeps_2507():
 
 
 def test_every_s_bound_of_table_2_is_a_share_of_an_expansions_input_channels(dense):
-    channels = {unit.expand[0].in_channels for unit in dense.blocks}
+    channels = {block.expand[0].in_channels for block in dense.blocks}
     shares = {k / c for c in channels for k in range(c + 1)}
     printed = {*paper.TABLE_2.sparsity_min, *paper.TABLE_2.sparsity_max}
     assert len(printed) == 11 and len(shares) < 500  # so that a number of four digits is seldom one of them by chance

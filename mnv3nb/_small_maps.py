@@ -9,7 +9,8 @@ MATMUL_PIXELS = 64  # a 1×1 convolution of larger maps gains nothing as a matri
 
 
 class SmallMaps(TorchFunctionMode):
-    """`with SmallMaps():` a CPU computes the same convolutions and gradients, up to rounding, faster (`make bench`: how much).
+    """`with SmallMaps():` a CPU computes the same convolutions and gradients, up to rounding, faster (`make bench`:
+    how much).
 
     1×1 convolutions of at most 64 pixels become matrix products. Depthwise convolutions whose kernel is larger than the
     map get their weight gradient from here: oneDNN's falls back to a reference, on some processors hundreds of times as

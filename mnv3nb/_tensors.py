@@ -1,0 +1,97 @@
+"""Tensors in safetensors files with JSON metadata and a checksum; the state of a training as such tensors."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ._files import write_atomically
+
+FORMAT = "mnv3nb-1"
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write named tensors and JSON `metadata` to one safetensors file, with a checksum over both."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    # one entry only: safetensors writes several in any order, and equal networks should be equal files
+    payload = save(tensors, {FORMAT: json.dumps([_digest(tensors, text), text])})
+    with write_atomically(path, len(payload)) as file:
+        file.write(payload)
+
+
+def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and metadata of a file that `save_tensors` wrote.
+
+    Raises FileNotFoundError, or ValueError if the file is not ours, truncated or has a byte changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give a .safetensors file that mnv3nb wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            digest, text = json.loads((file.metadata() or {}).get(FORMAT, "[null, null]"))
+            # clones, because they are aligned: on a CPU the last bits of a product depend on where its factors begin
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()} if text else {}  # noqa: SIM118
+        intact = text is not None and digest == _digest(tensors, text)
+        metadata = json.loads(text) if intact else {}
+    except (SafetensorError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or make it again") from error
+    if text is None:
+        raise ValueError(f"{path} was not written by mnv3nb (it has no {FORMAT!r} entry)")
+    if not intact or not isinstance(metadata, dict):
+        raise ValueError(f"{path} is damaged: its checksum does not match; copy or make it again")
+    return tensors, metadata
+
+
+def halve(weight: Tensor, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """`weight` in fp16, rounded so that `keep(weight)`, S of its filters, stays equal; unchanged where that fails.
+
+    Vectors (biases and all of BatchNorm) stay in fp32: γ of 1e-10 would be 0.
+    """
+    weight = weight.detach().cpu()
+    if weight.ndim < 2:
+        return weight
+    half = weight.half()
+    above = weight.abs() >= weight.abs().mean()
+    for _ in range(16 if keep else 0):
+        # one fp16 step towards its own side for each weight that rounding took across the mean
+        magnitude = half.float().abs()
+        wrong = (magnitude >= magnitude.mean()) != above
+        if not wrong.any():
+            break
+        half.view(torch.int16)[wrong] += torch.where(above[wrong], 1, -1).to(torch.int16)
+    same = keep is None or torch.equal(keep(half.float()), keep(weight))
+    return half if same and half.isfinite().all() else weight  # fp16 is too coarse or too short for it
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return digest.hexdigest()
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := state.get(f"optimizer.{name}.{key}")) is None:  # a frozen parameter
+                continue
+            value = value.to(parameter.device)
+            optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)

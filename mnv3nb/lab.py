@@ -1,0 +1,118 @@
+"""The notebooks' one door: the runs of a profile, its figures and tables, and the paper's numbers beside ours."""
+
+import os
+from collections.abc import Iterable
+from functools import cached_property, partial
+from numbers import Integral, Real
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+
+from . import plots
+from ._files import default_home, write_atomically
+from .data import Dataset
+from .datasets import load_once
+from .experiments.config import RunConfig
+from .experiments.grid import run_grid
+from .experiments.notebooks import RUNS_MIME
+from .experiments.profiles import get_profile
+from .experiments.runs import Runs
+from .experiments.store import Run
+from .report.verdicts import reproduction, shown
+
+ROWS = 40  # of a long table that are displayed; its file has all
+
+
+class Lab:
+    """One `profile`: `.p`, its numbers; `.runs`; `.data`. `seed`: the first of so many `seeds`."""
+
+    def __init__(self, profile: str = "digits", seed: int = 0, seeds: int = 1):
+        self.p, self.runs, self.seeds = get_profile(profile), Runs(), range(seed, seed + seeds)
+        plots.use_style()
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The profile's images."""
+        return load_once(self.p.dataset).subset(self.p.train_images)
+
+    def run(
+        self, what: str | RunConfig | Iterable[RunConfig], seed: int | None = None, model: bool = False
+    ) -> list[Run]:
+        """The runs of an experiment (a key of EXPERIMENTS) for every seed or for `seed`, or of configs.
+
+        Trains only what is missing. `model=True`: with their networks, which a recorded run may come without.
+        """
+        if isinstance(what, str):
+            seeds = self.seeds if seed is None else [seed]
+            what = [config for s in seeds for config in self.p.experiment(what, s)]
+        found = run_grid(self.runs, [what] if isinstance(what, RunConfig) else what)
+        return [self.runs.run(run.config, model=True) for run in found] if model else found
+
+    def show(
+        self, result: Figure | pd.DataFrame, name: str, runs: Iterable[Run] = (), digits: int | None = None
+    ) -> None:
+        """Display a figure or a table with the `runs` behind it, and save it: `name`.png and .svg, or .csv.
+
+        `python -m mnv3nb figures` fills figures/PROFILE/; by hand it is runs/figures/PROFILE/, which git ignores.
+        `digits`: decimals displayed; None: four significant digits.
+        """
+        place = "figures" if os.environ.get("MNV3NB_HEADLESS") == "1" else "runs/figures"
+        path = f"{place}/{self.p.name}/{name}"
+        show = _show_figure if isinstance(result, Figure) else partial(_show_table, digits=digits)
+        _caption(path + show(result, f"{default_home()}/{path}"), list({run.key: run for run in runs}.values()))
+
+    def compare(self, source: str) -> None:
+        """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict."""
+        table, used = reproduction(self.p, self.runs, self.seeds, source)
+        name = source.lower().replace("§", "section").replace(" ", "_")
+        self.show(shown(table), f"compare_{name}", used)
+
+
+def _show_figure(fig: Figure, path: str) -> str:
+    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        with write_atomically(f"{path}.{ending}") as file:
+            fig.savefig(file, format=ending, metadata=metadata)
+    plt.close(fig)
+    display(Image(f"{path}.png", width=round(80 * fig.get_figwidth())))
+    return ".svg"
+
+
+def _show_table(table: pd.DataFrame, path: str, digits: int | None) -> str:
+    table = table.reset_index() if table.index.name else table
+    with write_atomically(f"{path}.csv") as file:
+        table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    text = table.head(ROWS).map(_cell, digits=digits)
+    if "criterion" in text:
+        text["criterion"] = text.criterion.replace(plots.CRITERION_LABELS)
+    text.columns = [str(name).replace("_pct", " (%)").replace("_", " ") for name in text]
+    html = f'<div style="overflow-x: auto">{text.to_html(index=False)}</div>'  # never wider than the page
+    html += f"<p>the first {ROWS} of {len(table)} rows</p>" if len(table) > ROWS else ""
+    display({"text/html": html, "text/plain": text.to_string(index=False)}, raw=True)
+    return ".csv"
+
+
+def _cell(value: object, digits: int | None) -> str:
+    """As displayed: thousands separators, four significant digits or `digits` decimals, a dash for nothing."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return "–" if value is None else str(value)
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if pd.isna(value):
+        return "–"
+    if digits is None:
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,.{digits}f}"
+
+
+def _caption(path: str, runs: list[Run]) -> None:
+    """Display where the file is and which runs are behind it, also as RUNS_MIME, by which staleness is found."""
+    text = f"`{path}`"
+    if runs:
+        seeds = sorted({run.config.train.seed for run in runs})
+        made = [run.result["environment"] for run in runs]
+        places = sorted({f"{where['hardware']}, {where['date']}" for where in made})
+        keys = ", ".join(run.key for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
+        text += f" · {len(runs)} run(s): {keys} · seed(s) {', '.join(map(str, seeds))} · {'; '.join(places)}"
+    display({"text/markdown": text, "text/plain": text, RUNS_MIME: [run.key for run in runs]}, raw=True)

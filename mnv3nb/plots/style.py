@@ -1,0 +1,68 @@
+"""One visual language: an entity has one colour, one marker and one name in every figure."""
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+# colours of Okabe and Ito (2008), which colour-blind readers tell apart; markers differ too
+ENTITIES = {
+    "dense": ("#4d4d4d", "s"),
+    "sparse": ("#56b4e9", "p"),
+    "pruned": ("#e69f00", "v"),
+    "folded": ("#cc79a7", "P"),
+    "re-estimated": ("#7f6000", "*"),
+    "fine-tuned": ("#0072b2", "o"),
+    "fair baseline": ("#332288", "^"),
+    "raw": ("#d55e00", "X"),
+    "aligned": ("#009e73", "h"),
+    "removed": ("#d55e00", "x"),
+    "kept": ("#8c9aa8", "o"),
+    "ours": ("#0072b2", "o"),
+    "paper": ("black", "D"),
+}
+LOOKS = {name: {"color": color, "marker": marker, "label": name} for name, (color, marker) in ENTITIES.items()}
+PAPER = LOOKS["paper"] | {"markerfacecolor": "white", "linestyle": "none", "zorder": 5}
+
+# fill colours of layers in drawings; pale enough for black text, and apart from each other in grey
+ROLES = {
+    "data": "#f2f2f2",
+    "plain": "#ffffff",
+    "expand": "#9ecae8",
+    "depthwise": "#f6c98f",
+    "se": "#d9b8dd",
+    "project": "#a8d8b9",
+    "removed": "#f0a58a",
+}
+
+CRITERION_LABELS = {
+    "gamma_sparsity": "m = |γ|·S",
+    "gamma": "|γ|",
+    "sparsity": "S",
+    "l1": "L1 norm",
+    "l1_gamma": "L1·|γ|",
+    "random": "random",
+    "l2": "L2 norm",
+    "fpgm": "FPGM",
+    "taylor": "Taylor",
+}
+CRITERION_LABELS |= {f"{name} within layers": f"{label}, per layer" for name, label in CRITERION_LABELS.items()}
+
+RATE = "pruning rate (% of all filters)"
+
+
+def use_style() -> None:
+    """Set matplotlib to the house style: readable at half a page, the same SVG for the same data."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=1.1)
+    plt.rcParams |= {
+        "figure.figsize": (7.5, 4.2),
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 160,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "axes.titlesize": "medium",
+        "legend.frameon": False,
+        "legend.fontsize": "small",
+        "svg.hashsalt": "mnv3nb",
+    }
+    plt.switch_backend(plt.get_backend())  # a notebook's backend, once loaded, shows figures that no window owns

@@ -1,0 +1,242 @@
+"""The generated parts of README and of the pages in results/ and figures/: python -m mnv3nb.report.pages writes them.
+
+They say what the recorded runs of one profile say, and are true for any of them, or none.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from .. import paper
+from .._files import default_home, lookup, write_atomically
+from ..experiments.profiles import EXPERIMENTS, get_profile
+from ..experiments.runs import Runs
+from ..experiments.store import Run, read_run
+from .claims import questions
+from .measures import collapse, dead_share, largest_jump, run_table, table_2
+from .statistics import SEEDS, VERDICTS, paired_differences
+from .verdicts import counts, judged, number, reproduction, shown
+
+PAGES = ("README.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
+PROFILE = get_profile("cifar")
+REPORT = "results/report.csv"
+ALL_SEEDS = range(10)  # of which recorded runs are looked for; range(SEEDS) are planned
+NOTHING = "Not recorded yet."
+MACHINE = ["hardware", "threads", "python", "torch", "torchvision", "commit", "date", "cores", "system"]
+
+
+def main() -> None:
+    """Writes REPORT (with CIFAR-10's test images, for what stored networks are asked), then every block of PAGES."""
+    root = default_home()
+    table, _ = reproduction(PROFILE, recorded(root), ALL_SEEDS)
+    table.drop(columns="missing").to_csv(root / REPORT, index=False)
+    for page in PAGES:
+        text = filled((root / page).read_text(), root).encode()
+        with write_atomically(root / page, len(text)) as file:
+            file.write(text)
+
+
+def stale(root: Path) -> list[str]:
+    """The pages whose blocks are not what the files under `root` say now."""
+    return [page for page in PAGES if filled((root / page).read_text(), root) != (root / page).read_text()]
+
+
+def filled(text: str, root: Path) -> str:
+    """`text` with every block `<!-- name -->...<!-- end -->` as the files under `root` have it now."""
+    block = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return block.sub(lambda m: f"{m[1]}{lookup(BLOCKS, m[2], 'block')(root)}\n{m[3]}", text)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame as a markdown table, its index left out."""
+    rows = [list(table.columns), [":--", *["--:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def recorded(root: Path) -> Runs:
+    """The runs shipped in results/, and no others."""
+    return Runs(root / "results", root / "results")
+
+
+def read_report(root: Path) -> pd.DataFrame:
+    """What `main` wrote; raises FileNotFoundError that names the command if it is not there."""
+    if not (root / REPORT).is_file():
+        raise FileNotFoundError(f"{root / REPORT} is missing; `make readme` writes it")
+    return pd.read_csv(root / REPORT)
+
+
+def half(root: Path) -> str:
+    """README's one table: the paper against ours at 50 %."""
+    table = read_report(root)
+    return markdown(shown(table[table.main & table.name.str.contains("50%|Table 5's")]))
+
+
+def verdict_counts(root: Path) -> str:
+    return markdown(counts(read_report(root)).reset_index(names=""))
+
+
+def claims_seen(root: Path) -> str:
+    """The main claims, a sentence each, by verdict; all others are in REPORT."""
+    table, lines = read_report(root), []
+    for verdict in VERDICTS[:3]:
+        rows = table[table.main & (table.verdict == verdict)]
+        lines += [
+            f"### {verdict.capitalize()}",
+            "",
+            *(map(_sentence, rows.itertuples()) if len(rows) else ["None."]),
+            "",
+        ]
+    reasons = table[table.verdict == VERDICTS[3]].why.value_counts(sort=False)
+    lines += [f"### {VERDICTS[3].capitalize()}", "", *(f"- {count}: {why}" for why, count in reasons.items())]
+    return "\n".join(lines)
+
+
+def _sentence(row) -> str:
+    sign = {"above": "more than ", "below": "less than "}.get(row.kind, "")
+    seeds = "" if row.kind == "exact" else f" ({row.n} seed{'s' * (row.n != 1)})"
+    ours = "not recorded yet" if pd.isna(row.ours) else f"here {number(row.ours)}{seeds}; {row.why}"
+    return f"- {row.source}: {row.name}: paper {sign}{number(row.paper)}, {ours}."
+
+
+def questions_seen(root: Path) -> str:
+    """What a reader asks beyond the paper, answered by intervals."""
+    table, _ = judged(questions(PROFILE), PROFILE, recorded(root), ALL_SEEDS)
+    text = shown(table).drop(columns=["paper", "claim", "verdict"])
+    text.insert(0, "is it so?", table.name)
+    answers = dict(zip(VERDICTS, ("yes", "no", "undecided", "cannot be checked")))
+    return markdown(text.assign(answer=table.verdict.map(answers), why=table.why))
+
+
+def regime(root: Path) -> str:
+    """λ's regime, per seed: how many filters are dead, where the threshold jumps, where the network breaks."""
+    rows = [("paper", "40 to 50", *map(number, largest_jump(paper.TABLE_2)), "60 to 70", "not said")]
+    for run in [*_found(root, "table2"), *_found(root, "table6")]:
+        if run.config.prune is None:
+            jump, (rate, block) = largest_jump(table_2(run)), collapse(run)
+            rows.append((run.config.label, number(dead_share(run)), *map(number, jump), number(rate), block))
+    columns = ["", "dead filters, %", "jump, decades", "at rate, %", "first block empty at, %", "which block"]
+    return markdown(pd.DataFrame(rows, columns=columns))
+
+
+def differences(experiment: str, by: str, baseline: float | str, root: Path) -> str:
+    """The pruned runs of an experiment, by group, and each group against the baseline's runs of the same seed."""
+    table = run_table(run for run in _found(root, experiment) if run.config.prune)
+    if table.empty or baseline not in set(table[by]):
+        return NOTHING
+    found = paired_differences(table, by, baseline).set_index(by)
+    columns = {
+        "accuracy_before_pct": "before fine-tuning, %",
+        "accuracy_folded_pct": "the same, folded, %",
+        "accuracy_pct": "fine-tuned, %",
+        "parameters_m": "parameters, M",
+    }
+    text = table.groupby(by)[list(columns)].mean().loc[found.index].map(number).rename(columns=columns)
+    text[f"− {baseline}, points"] = found.difference.map("{:+.2f}".format)
+    text["± (95 %)"] = found.half.map(number)
+    text["by seed"] = found.each.map(lambda values: " ".join(f"{value:+.2f}" for value in values))
+    text["beyond noise"] = ((found.low > 0) | (found.high < 0)).map({True: "yes", False: "no"}).where(found.n > 1, "–")
+    return markdown(text.reset_index())
+
+
+def missing(root: Path) -> str:
+    """The commands that train what the profile plans and nobody has recorded."""
+    runs, lines = recorded(root), []
+    for seed in range(SEEDS):
+        names = [n for n, make in EXPERIMENTS.items() if not all(runs.find(config) for config in make(PROFILE, seed))]
+        if names:
+            lines.append(f"    python -m mnv3nb grid --profile {PROFILE.name} --only {','.join(names)} --seed {seed}")
+    return "\n".join(lines) or "Nothing is missing."
+
+
+def all_runs(root: Path) -> str:
+    """Every recorded run; folders that cannot be read are named on stderr and skipped."""
+    runs = []
+    for path in sorted((root / "results").glob("*/result.json")):
+        try:
+            runs.append(read_run(path.parent))
+        except (ValueError, OSError) as error:
+            print(f"skipping: {error}", file=sys.stderr)
+    if not runs:
+        return NOTHING
+    names = [
+        "label",
+        "key",
+        "epochs",
+        "accuracy_before_pct",
+        "accuracy_pct",
+        "holdout",
+        "parameters_m",
+        "dead_pct",
+        "hours",
+    ]
+    table = run_table(runs).sort_values(["dataset", "label", "epochs"])[names]
+    return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell))
+
+
+def _found(root: Path, experiment: str) -> list[Run]:
+    """The recorded runs of an experiment, all seeds."""
+    configs = [config for seed in ALL_SEEDS for config in EXPERIMENTS[experiment](PROFILE, seed)]
+    return [run for config in dict.fromkeys(configs) if (run := recorded(root).find(config))]
+
+
+def gallery(root: Path) -> str:
+    """Every figure, with the notebook that saves it and the heading above that cell."""
+    places, lines = _saved_names(root / "notebooks"), []
+    for folder in sorted({path.parent for path in (root / "figures").glob("*/*.png")}):
+        lines += [f"## Profile `{folder.name}`", ""]
+        for path in sorted(folder.glob("*.png")):
+            notebook, heading = places.get(path.stem, ("", "no notebook makes it any more"))
+            link = f" ([{notebook}](../notebooks/{notebook}.ipynb))" if notebook else ""
+            lines += [f"![{heading}]({folder.name}/{path.name})", "", f"`{path.stem}`: {heading}{link}", ""]
+    return "\n".join(lines).strip() or NOTHING
+
+
+def _saved_names(folder: Path) -> dict[str, tuple[str, str]]:
+    """Notebook and heading of every quoted name in a code cell, the figures' names among them."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        heading = path.stem
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                found = {name: (path.stem, heading) for name in re.findall(r'"(\w+)"', source)} | found
+            elif headings := re.findall(r"^#+ (.+)$", source, re.MULTILINE):
+                heading = headings[-1]
+    return found
+
+
+def csv_table(name: str, root: Path) -> str:
+    """A CSV of figures/ as a table; the machine it was measured on stands below."""
+    path = root / "figures" / name
+    if not path.is_file():
+        return NOTHING
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    machine = ", ".join(f"{column} {table[column].iloc[0]}" for column in MACHINE if column in table)
+    return markdown(table.drop(columns=MACHINE, errors="ignore")) + f"\n\n({machine})" * bool(machine)
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "half": half,
+    "counts": verdict_counts,
+    "claims": claims_seen,
+    "questions": questions_seen,
+    "regime": regime,
+    "rates": partial(differences, "table3", "rate", 0.0),
+    "rates_cifar100": partial(differences, "table6", "rate", 0.0),
+    "criteria": partial(differences, "table4", "criterion", "gamma_sparsity"),
+    "missing": missing,
+    "runs": all_runs,
+    "gallery": gallery,
+    "speed": partial(csv_table, "bench/speed.csv"),
+    "growth": partial(csv_table, "bench/growth.csv"),
+    "step": partial(csv_table, "bench/step.csv"),
+    "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
+}
+
+if __name__ == "__main__":
+    main()

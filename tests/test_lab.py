@@ -1,0 +1,126 @@
+"""The notebooks' one door: what it saves, where, with which caption, and that it says what the report says."""
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from mnv3nb import lab as module
+from mnv3nb.experiments.notebooks import RUNS_MIME
+from mnv3nb.lab import Lab
+from mnv3nb.report.verdicts import reproduction, shown
+
+
+@pytest.fixture
+def displayed(monkeypatch, tmp_path) -> list:
+    """What `display` was given; files go to a folder of this test's own."""
+    found = []
+    monkeypatch.setattr(module, "display", lambda what, **_: found.append(what))
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The sparse-trained network of profile smoke: some seconds."""
+    return Lab("smoke").run("table2")[0]
+
+
+def figure() -> Figure:
+    fig = Figure()
+    fig.subplots().plot([1, 2], label="x")
+    return fig
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_figure_and_table_are_the_same_bytes_again(displayed, tmp_path):
+    table, seen = pd.DataFrame({"rate": [0.5], "accuracy_pct": [1 / 3]}), []
+    for _ in range(2):
+        lab = Lab("smoke")
+        lab.show(figure(), "curve.1")
+        lab.show(table, "table")
+        seen.append(contents(tmp_path / "figures" / "smoke"))
+    assert seen[0] == seen[1]
+    assert set(seen[0]) == {"curve.1.png", "curve.1.svg", "table.csv"}
+    assert seen[0]["table.csv"] == b"rate,accuracy_pct\n0.5,0.333333\n"
+
+
+def test_by_hand_nothing_is_written_where_git_looks(displayed, tmp_path, monkeypatch):
+    monkeypatch.delenv("MNV3NB_HEADLESS")
+    Lab("smoke").show(figure(), "curve")
+    assert not (tmp_path / "figures").exists()
+    assert set(contents(tmp_path / "runs" / "figures" / "smoke")) == {"curve.png", "curve.svg"}
+    assert displayed[-1]["text/plain"] == "`runs/figures/smoke/curve.svg`"
+
+
+def test_a_caption_names_the_runs_once_and_where_they_were_made(displayed, run):
+    Lab("smoke").show(figure(), "curve", [run, run])
+    caption, environment = displayed[-1], run.result["environment"]
+    assert caption[RUNS_MIME] == [run.key]
+    assert caption["text/plain"] == (
+        f"`figures/smoke/curve.svg` · 1 run(s): {run.key} · seed(s) 0 · {environment['hardware']}, {environment['date']}"
+    )
+
+
+def test_a_table_is_displayed_in_words_and_readable_numbers(displayed):
+    table = pd.DataFrame(
+        {
+            "criterion": ["l1", "l1 within layers"],
+            "accuracy_pct": [98.76543, float("nan")],
+            "parameters": [4_215_130, 7],
+            "flops": [230_250_944.0, 0.00012345],
+        }
+    )
+    Lab("smoke").show(table, "table")
+    text = displayed[0]["text/plain"]
+    for word in ("accuracy (%)", "L1 norm, per layer", "98.77", "–", "4,215,130", "230,250,944", "0.0001234"):
+        assert word in text
+    Lab("smoke").show(table, "table", digits=1)
+    assert "98.8" in displayed[2]["text/plain"]
+
+
+def test_of_a_long_table_the_first_rows_are_displayed_and_all_are_saved(displayed, tmp_path):
+    Lab("smoke").show(pd.DataFrame({"x": range(600)}).rename_axis("block"), "long")
+    assert "the first 40 of 600 rows" in displayed[0]["text/html"]
+    assert len(pd.read_csv(tmp_path / "figures" / "smoke" / "long.csv")) == 600
+
+
+def test_compare_is_what_the_report_says(displayed, tmp_path):
+    lab = Lab("smoke")
+    table, _ = reproduction(lab.p, lab.runs, [0])
+    for source, name in (("Table 1", "table_1"), ("§ 3.2.1", "section_3.2.1")):
+        lab.compare(source)
+        expected = shown(table[table.source == source]).to_csv(index=False)
+        assert (tmp_path / "figures" / "smoke" / f"compare_{name}.csv").read_text() == expected
+
+
+def test_run_takes_experiments_configs_and_seeds_and_trains_only_what_is_missing(run, monkeypatch):
+    lab = Lab("smoke", seeds=3)
+    asked = []
+    monkeypatch.setattr(module, "run_grid", lambda runs, configs: asked.append(list(configs)) or [run])
+    assert lab.run("table2", seed=2) == [run]
+    lab.run("table2")
+    lab.run(run.config)
+    lab.run([run.config, run.config])
+    assert asked == [
+        lab.p.experiment("table2", 2),
+        [config for seed in range(3) for config in lab.p.experiment("table2", seed)],
+        [run.config],
+        [run.config, run.config],
+    ]
+    assert lab.run(run.config, model=True)[0].key == run.key
+
+
+def test_data_is_what_the_profile_trains_on(digits):
+    lab = Lab("smoke")
+    assert len(lab.data.train_images) == lab.p.train_images
+    assert len(lab.data.test_images) == len(digits.test_images)
+
+
+def test_an_unknown_profile_or_experiment_is_named_with_its_nearest():
+    with pytest.raises(ValueError, match="did you mean 'smoke'"):
+        Lab("smok")
+    with pytest.raises(ValueError, match="did you mean 'table2'"):
+        Lab("smoke").run("tabel2")

@@ -1,0 +1,303 @@
+"""The report: the paper's claims, their measures, and the verdicts of made-up runs with known answers."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, paper
+from mnv3nb.experiments.config import RunConfig
+from mnv3nb.experiments.profiles import EXPERIMENTS, PROFILES, get_profile
+from mnv3nb.report import measures, pages
+from mnv3nb.report.claims import claims, questions
+from mnv3nb.report.statistics import VERDICTS
+from mnv3nb.report.verdicts import counts, judge, judged, reproduction, shown
+
+ROOT = Path(__file__).parent.parent
+CIFAR = get_profile("cifar")
+SQUEEZE = MobileNetV3Large().squeeze
+NOISE = {0: 0.05, 1: -0.02, 2: -0.03}  # points that a seed adds to the gain of pruning
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """What the report reads of a run: γ of which 45 % are dead, S, and an accuracy that `points` gives, in %."""
+
+    config: RunConfig
+    points: float
+    network: torch.nn.Module | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{hash(self.config):x}"
+
+    @property
+    def accuracy(self) -> float:
+        return self.points / 100
+
+    @property
+    def gamma(self) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        size = torch.rand(sum(DENSE_WIDTHS), generator=generator, dtype=torch.double) + 0.1
+        dead = torch.rand(len(size), generator=generator) < 0.45
+        alive = 0.5 / (1 + self.config.train.lam)
+        return list(torch.where(dead, 1e-10 * size, alive * size).split(DENSE_WIDTHS))
+
+    @property
+    def sparsity(self) -> list[torch.Tensor]:
+        return [torch.linspace(0.1, 0.6, width).double() for width in DENSE_WIDTHS]
+
+    @property
+    def importance(self) -> list[torch.Tensor]:
+        return [gamma * s for gamma, s in zip(self.gamma, self.sparsity)]
+
+    def model(self) -> torch.nn.Module:
+        return self.network
+
+    @property
+    def result(self) -> dict:
+        return {"accuracy_before": 0.5, "parameters": 10**6, "widths": DENSE_WIDTHS, "squeeze": SQUEEZE, "seconds": 60}
+
+
+class FakeRuns:
+    """Finds every run without its network: pruning costs nothing, S alone 20 points, λ = 0 half a point."""
+
+    def __init__(self, seeds: int = 3):
+        self.seeds = seeds
+
+    def find(self, config: RunConfig, model: bool = False) -> FakeRun | None:
+        root = config.parent or config
+        if model or root.train.seed >= self.seeds:
+            return None
+        points = 80 + root.train.seed  # seeds differ by more than rates do
+        if config.prune:
+            points += 0.4 + NOISE[root.train.seed] - 20 * (config.prune.criterion == "sparsity")
+        elif config.train.lam == 0:
+            points -= 0.5
+        return FakeRun(config, points)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return reproduction(CIFAR, FakeRuns(), range(3))[0].set_index("name")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_paper_makes_146_numbers_and_claims(name):
+    found = pd.Series([claim.source for claim in claims(get_profile(name))]).value_counts()
+    assert found.to_dict() == {
+        **{"Table 1": 4, "Table 2": 32, "Table 3": 37, "Table 4": 6, "Table 5": 17, "Table 6": 33, "Figure 6": 5},
+        **{"§ 2.3": 1, "§ 3.2.1": 3, "§ 3.2.3": 6, "§ 3.2.5": 2},
+    }
+
+
+@pytest.mark.parametrize("name", ["cifar", "paper"])
+def test_every_claim_can_be_trained_for(name):
+    p = get_profile(name)
+    planned = {config for make in EXPERIMENTS.values() for config in make(p, 1)}
+    for claim in [*claims(p), *questions(p)]:
+        assert claim.cannot or not claim.runs or set(claim.runs(1)) <= planned, claim.name
+
+
+def test_the_exact_facts_are_equal_as_printed_but_for_table_1(table):
+    exact = table[table.kind == "exact"]
+    assert len(exact) == 14 and set(exact[exact.verdict != "reproduced"].source) == {"Table 1"}
+    assert table.ours["parameters, M, dense network"].tolist() == [4.215130, 4.330420]  # Tables 3 and 6
+    assert table.ours["filters kept at 50%"] == 2507
+    for name in ("parameters of the blocks, %", "flops of the blocks, %"):  # without what the paper may have left out
+        assert abs(float(table.why[name].split("; ")[1].split()[0]) - table.paper[name]) < 0.011
+
+
+def test_accuracies_are_compared_as_differences_paired_by_seed(table):
+    row = table.loc["accuracy, 50% pruned − plain network, points"]
+    assert row.paper == 0.27 and row.ours == pytest.approx(0.9) and row.n == 3
+    assert row.high - row.low < 0.3  # the seeds' own differences of a point drop out
+    assert row.verdict == "not reproduced"  # half a point above 0.27 at the most
+    assert table.paper["accuracy, 50% pruned − sparse-trained, points"] == 0.40
+    assert table.verdict["accuracy, 50% pruned − sparse-trained, points"] == "reproduced"
+    assert table.paper["accuracy, 10% pruned − plain network, points"] == -0.42
+    assert table.verdict["accuracy, 10% pruned − plain network, points"] == "not reproduced"
+    assert table.paper["accuracy, 50% pruned − unpruned, points"] == -0.25  # CIFAR-100
+
+
+def test_figure_6_is_compared_by_place_and_both_lambdas_are_named(table):
+    names = [name for name in table.index if name.startswith("accuracy, λ =") and "−" in name]
+    assert names[0] == "accuracy, λ = 1e-06 (ours: 3e-06) − plain network, points"
+    assert table.paper[names].tolist() == [-0.13, -0.13, -1.06, -2.78]
+
+
+def test_criteria_are_judged_each_by_its_own_differences(table):
+    clear, tie = (table.loc[f"accuracy, m − {name} at 50%, points"] for name in ("sparsity", "gamma"))
+    assert clear.verdict == "reproduced" and clear.low == clear.high == pytest.approx(20)
+    assert tie.verdict == "undecided" and tie.ours == 0  # the interval contains its bound
+
+
+def test_a_bound_is_undecided_where_the_interval_contains_it_and_costs_are_measured(table):
+    name = "accuracy, pruning generalises better: 50% − rate 0 fine-tuned as long, points"
+    assert table.verdict[name] == "undecided" and table.ours[name] == 0
+    assert 2.0 < table.ours["parameters, M, 50% pruned"].iloc[0] < 3.0
+    assert table.ours["rate after that jump, %"] == 50
+    assert table.verdict["largest jump of the threshold between rates, decades"] == "reproduced"
+
+
+def test_what_is_missing_is_named_by_experiment_and_seed(table):
+    assert table.missing["accuracy, 50% pruned − plain network, points"] == []
+    one = reproduction(CIFAR, FakeRuns(1), range(2), "Table 3")[0].set_index("name")
+    row = one.loc["accuracy, 50% pruned − plain network, points"]
+    assert row.missing == [("half", 1), ("baseline", 1)] and row.verdict == "undecided" and row.n == 1
+    assert math.isnan(row.low) and row.why == "fewer than 3 seeds"
+    assert set(one.source) == {"Table 3"}
+
+
+def test_networks_that_are_not_recorded_leave_a_claim_undecided(table):
+    row = table[table.source == "§ 2.3"].iloc[0]
+    assert row.verdict == "undecided" and row.n == 0 and row.missing
+
+
+@pytest.mark.parametrize("name", ["smoke", "digits"])
+def test_accuracies_of_digits_cannot_be_checked(name):
+    found = reproduction(get_profile(name), FakeRuns(0), range(3))[0]
+    accuracies = found[found.name.str.startswith("accuracy") & (found.kind == "points")]
+    assert set(accuracies.verdict) == {"cannot be checked"} and len(accuracies) > 15
+
+
+def test_the_papers_own_profile_compares_the_accuracies_themselves():
+    found = reproduction(get_profile("paper"), FakeRuns(0), [], "Table 3")[0].set_index("name")
+    assert found.paper["accuracy, 50% pruned, %"] == 88.55 and found.verdict["accuracy, unpruned, %"] == "undecided"
+
+
+def test_counts_and_the_readable_table(table):
+    frame = table.reset_index()
+    assert counts(frame).loc["all"].sum() == len(frame) and list(counts(frame)) == list(VERDICTS)
+    text = shown(frame).set_index("claim")
+    assert text.paper["Table 4: accuracy, m − gamma at 50%, points"] == "> 0"
+    assert text.seeds["Table 5: filters kept at 50%"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.070, 0.071, 0.069], "reproduced"),  # within a factor of three of 0.0700
+        ([0.007, 0.0071, 0.0069], "not reproduced"),
+        ([0.5, 0.07, 0.01], "undecided"),
+    ],
+)
+def test_thresholds_are_judged_by_factors(values, verdict):
+    (claim,) = [claim for claim in claims(CIFAR) if claim.name == "threshold at 50%"]
+    row = judge(claim, values)
+    assert row["verdict"] == verdict
+    assert row["ours"] == pytest.approx(math.prod(values) ** (1 / 3))  # the mean of the logarithms
+
+
+def test_table_2_is_cut_into_slices_and_its_jump_found():
+    found = measures.table_2(FakeRuns().find(CIFAR.sparse_run()))
+    assert found.rate.tolist() == paper.TABLE_2.rate.tolist() and found.threshold.is_monotonic_increasing
+    assert (found.gamma_max[:4] < 1e-9).all() and found.gamma_min[5] > 0.01
+    assert measures.largest_jump(paper.TABLE_2) == pytest.approx((8.948, 50), abs=1e-3)
+
+
+def test_shares_of_filters():
+    run = FakeRuns().find(CIFAR.sparse_run())
+    assert measures.dead_share(run) == pytest.approx(45, abs=2)
+    assert 90 < measures.kept_by_both(run) <= 100
+
+
+def test_effective_rank_counts_different_features():
+    assert measures.effective_rank(torch.eye(4)) == pytest.approx(4)
+    assert measures.effective_rank(torch.ones(4, 4)) == pytest.approx(1)
+    assert measures.effective_rank(torch.zeros(2, 2)) == 0
+
+
+def test_class_share_is_1_where_classes_explain_all_and_0_where_nothing():
+    labels = torch.tensor([0, 0, 1, 1])
+    assert measures.class_share(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), labels) == pytest.approx(1)
+    assert measures.class_share(torch.tensor([[1.0], [3.0], [1.0], [3.0]]), labels) == pytest.approx(0)
+
+
+def test_map_statistics_of_kept_channels_are_those_of_a_plain_loop(dense, digits):
+    images, labels = digits.test_images[:40], digits.test_labels[:40]
+    masks = [torch.arange(width) % 2 == 0 for width in DENSE_WIDTHS]
+    row = measures.map_statistics(dense, images, labels, 32, masks)[3]
+    maps = measures.expansion_maps(dense, measures.to_input(images, 32))[3][:, masks[3]]
+    flat = maps.movedim(1, 0).flatten(1).double()
+    assert row["variance"] == pytest.approx(float(flat.var(1, correction=0).mean()), rel=1e-4)
+    assert row["rank"] == pytest.approx(measures.effective_rank(torch.cov(flat, correction=0)), rel=1e-4)
+
+
+def test_both_accuracies_of_the_own_mean_come_from_the_same_images(dense, monkeypatch):
+    seen = []
+
+    def evaluate(model, images, labels, image_size):
+        seen.append((images.data_ptr(), len(images), len(labels), image_size, sum(model.widths)))
+        return 0.9 - 0.2 * (len(seen) > 1)
+
+    monkeypatch.setattr(measures, "evaluate", evaluate)
+    run = FakeRun(get_profile("digits").sparse_run(), 90.0, dense)
+    assert measures.own_mean_gain(run, images=50) == pytest.approx(20)
+    assert seen[0] == seen[1] and seen[0][1:] == (50, 50, 32, 2507)
+
+
+def test_own_mean_sparsity_is_blind_to_a_filters_size():
+    weight = torch.tensor([[0.9, -0.8, 0.5, 0.1], [0.09, -0.08, 0.05, 0.01]])[..., None, None]
+    assert measures.own_mean_sparsity(weight).tolist() == [0.5, 0.5]
+
+
+def test_maps_that_do_not_change_learn_nothing(dense):
+    p = get_profile("digits")
+    before, after = FakeRun(p.sparse_run(), 90.0, dense), FakeRun(p.pruned_run(0.0), 90.0, dense)
+    found = measures.maps_learn(before, after, images=40)
+    assert found == pytest.approx({"variance": 0, "rank": 0, "class_share": 0}, abs=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [3, 1, 0])
+def test_blocks_are_true_for_all_some_and_no_runs(seeds, tmp_path, monkeypatch):
+    runs = FakeRuns(seeds)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(pages, "recorded", lambda root: runs)
+    monkeypatch.setattr(pages, "PAGES", ())
+    monkeypatch.setattr(pages, "default_home", lambda: tmp_path)
+    pages.main()
+    text = {name: block(tmp_path) for name, block in pages.BLOCKS.items() if name != "gallery"}
+    assert "nan" not in " ".join(text.values())
+    for name in ("rates", "rates_cifar100", "criteria"):
+        assert (text[name] == "Not recorded yet.") == (seeds == 0)
+    assert (text["missing"] == "Nothing is missing.") == (seeds == 3) and ("--seed 1" in text["missing"]) == (seeds < 3)
+    assert ("not recorded yet" in text["claims"]) and ("(3 seeds)" in text["claims"]) == (seeds == 3)
+    assert len(text["regime"].splitlines()) == 3 + 2 * seeds  # both data sets
+
+
+def test_the_gallery_names_notebook_and_heading(tmp_path):
+    (tmp_path / "figures/digits").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    cells = [("markdown", "## Figure 6: five λ"), ("code", 'lab.show(fig, "fig6", runs)')]
+    notebook = {"cells": [{"cell_type": kind, "source": [source]} for kind, source in cells]}
+    (tmp_path / "notebooks/02_sparse.ipynb").write_text(json.dumps(notebook))
+    for name in ("fig6", "old"):
+        (tmp_path / f"figures/digits/{name}.png").touch()
+    text = pages.gallery(tmp_path)
+    assert "`fig6`: Figure 6: five λ ([02_sparse](../notebooks/02_sparse.ipynb))" in text
+    assert "`old`: no notebook makes it any more" in text
+
+
+def test_blocks_are_filled_and_unknown_ones_are_refused(tmp_path):
+    text = "a\n<!-- speed -->\nold\n<!-- end -->\nb"
+    assert pages.filled(text, tmp_path) == "a\n<!-- speed -->\nNot recorded yet.\n<!-- end -->\nb"
+    with pytest.raises(ValueError, match="unknown block 'sped'; did you mean 'speed'"):
+        pages.filled(text.replace("speed", "sped"), tmp_path)
+
+
+def test_the_pages_are_current():
+    assert not pages.stale(ROOT), "make readme"
+
+
+def test_the_recorded_report_is_of_the_recorded_runs():
+    """But for claims that need networks and images."""
+    stored = [claim for claim in claims(CIFAR) if not claim.networks]
+    table = judged(stored, CIFAR, pages.recorded(ROOT), pages.ALL_SEEDS)[0]
+    written = pages.read_report(ROOT).set_index(["source", "name"]).loc[list(zip(table.source, table.name))]
+    assert written.n.tolist() == table.n.tolist() and written.verdict.tolist() == table.verdict.tolist(), "make readme"
+    assert written.ours.tolist() == pytest.approx(table.ours.tolist(), nan_ok=True), "make readme"
