@@ -97,7 +97,7 @@ def prune_stored(add):
             masks = keep_masks(scores, rate, multiple_of)
         small = prune(model, masks)
         if options.fold_bias:
-            small = fold_bias(model, small, masks, model.metadata.get("image_size", 224))
+            small = fold_bias(model, small, masks, check_size(model.metadata.get("image_size", 224)))
         about = model.metadata | {"pruned": {"rate": rate, "criterion": options.criterion}}
         about.pop("accuracy", None)  # that was the whole network's
         save_model(small, options.out, **about)
@@ -127,13 +127,18 @@ def export(add):
         size = model.metadata.get("image_size") if options.image_size is None else options.image_size
         if size is None:
             raise ValueError(f"{options.model} does not store its image size; give --image-size")
-        if size < 1:
-            raise ValueError(f"--image-size must be at least 1 pixel, got {size}")
-        (export_onnx if options.out.endswith(".onnx") else export_program)(model, options.out, size)
+        (export_onnx if options.out.endswith(".onnx") else export_program)(model, options.out, check_size(size))
         print(f"written: {options.out}, input images (batch, 3, {size}, {size}) in [-1, 1], output logits")
         return 0
 
     return run
+
+
+def check_size(size: int) -> int:
+    """`size`; raises ValueError unless it is a number of pixels, since a stranger's file may hold anything."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"the image size must be an integer of at least 1 pixel, got {size!r}")
+    return size
 
 
 COMMANDS = {"figures": figures, "grid": grid, "prune": prune_stored, "export": export}

@@ -58,7 +58,7 @@ def load_model(path: str | os.PathLike) -> nn.Module:
         state = OrderedDict((k, v.float() if v.is_floating_point() else v) for k, v in tensors.items())
         state._metadata = expected._metadata  # MNASNet asks for its version
         model.load_state_dict(state, assign=True)
-    except (RuntimeError, TypeError, OverflowError) as error:
+    except (RuntimeError, TypeError, OverflowError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its widths do not fit its tensors ({str(error).splitlines()[0]})") from error
     model.metadata = {key: value for key, value in metadata.items() if key != "model"}
     return model.eval()

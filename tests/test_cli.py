@@ -103,6 +103,10 @@ def test_export_refuses_before_it_starts(stored, tmp_path, capsys):
     save_model(lively(), tmp_path / "plain.safetensors")
     plain = ["export", tmp_path / "plain.safetensors", tmp_path / "m.onnx"]
     refused(capsys, plain, "does not store its image size; give --image-size")
+    save_model(lively(), tmp_path / "strange.safetensors", image_size="32")
+    strange = tmp_path / "strange.safetensors"
+    refused(capsys, ["export", strange, tmp_path / "m.onnx"], "at least 1 pixel, got '32'")
+    strange.unlink()
     for size in ("0", "-5"):
         refused(capsys, ["export", stored, tmp_path / "m.onnx", "--image-size", size], f"at least 1 pixel, got {size}")
     refused(capsys, ["export", stored, tmp_path / "m.pb"], r"must end in \.onnx or \.pt2 or \.safetensors")

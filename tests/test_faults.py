@@ -230,9 +230,9 @@ def test_a_read_only_disk_is_read_from_and_never_half_written(small_disk, tmp_pa
 
 @pytest.fixture(scope="module")
 def long(config, tmp_path_factory):
-    """A run of 20 short epochs, and its folder when nobody disturbs it."""
+    """A run of 12 short epochs, and its folder when nobody disturbs it."""
     store = tmp_path_factory.mktemp("long")
-    long = replace(config.parent, train=replace(config.parent.train, epochs=20))
+    long = replace(config.parent, train=replace(config.parent.train, epochs=12))
     assert _child(store, long) == 0
     return long, store / long.key
 
@@ -293,7 +293,7 @@ def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in ("profile = ''\nstuck = False", setup, HANG, train)]
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "00_train.ipynb")
-    (failure,) = run_notebooks(None, 15, tmp_path, profile="smoke", stuck=True)
+    (failure,) = run_notebooks(None, 20, tmp_path, profile="smoke", stuck=True)
     assert "00_train.ipynb" in failure
     _assert_clean(tmp_path / config.key)
     assert load_tensors(tmp_path / config.key / "state.safetensors")[1]["history"][-1]["epoch"] >= 3
@@ -472,19 +472,18 @@ def shape_of(model: MobileNetV3Large) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "change"),
+    "change",
     [
-        ({"image_size": "32"}, {}),
-        ({"image_size": 0}, {}),
-        ({}, {"widths": [10**400] * 15}),
-        ({}, {"num_classes": "2"}),
-        ({}, {"architecture": "os/system"}),
-        ({}, {"architecture": None}),
+        {"widths": [10**400] * 15},
+        {"num_classes": "2"},
+        {"architecture": "os/system"},
+        {"architecture": None},
+        {"more": 1},
     ],
 )
-def test_models_of_wrong_shapes_are_refused(tmp_path, metadata, change):
+def test_models_of_wrong_shapes_are_refused(tmp_path, change):
     model = MobileNetV3Large(2, widths=[1] * 15)
-    save_tensors(tmp_path / "m.safetensors", model.state_dict(), metadata | {"model": shape_of(model) | change})
+    save_tensors(tmp_path / "m.safetensors", model.state_dict(), {"model": shape_of(model) | change})
     with pytest.raises(ValueError, match=r"m\.safetensors"):
         load_model(tmp_path / "m.safetensors")
 
@@ -588,7 +587,7 @@ def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_
     assert run(tmp_path / "undisturbed", 1) == 0
     whole, expected = time.monotonic() - start, networks(tmp_path / "undisturbed")
     rng, kills, home = random.Random(0), 0, tmp_path / "killed"
-    while kills < max(3, KILLS // 50):
+    while kills < max(2, KILLS // 50):
         code = run(home, 1 + kills % 2, rng.uniform(0.1, 1) * whole)
         kills += code == -signal.SIGKILL
         for folder in home.glob("runs/*/"):

@@ -44,8 +44,9 @@ def block_latencies(
 ) -> pd.DataFrame:
     """Latency of each block alone at each of its `widths[i]`; `template`: from `onnx_template(model, image_size)`.
 
-    Columns block (its index), width, ms, ratio (to the block's first width), share (of the whole network at its own
-    widths): medians over `rounds` in which all take turns. ONNX Runtime, one thread, batch 1.
+    ONNX Runtime, one thread, batch 1; all take turns in each of the `rounds`. Columns block (its index), width, ms and
+    ratio to the block's first width, both medians, and share of the whole network at its own widths: the shortest time
+    divided by the network's shortest, because interruptions prolong long calls the most.
     """
     runners = {"network": onnx_runner(with_weights(template, fused(model).state_dict()))}
     for block, part, options in zip(blocks(model), _parts(template, model), widths, strict=True):
@@ -57,8 +58,8 @@ def block_latencies(
         first = times[f"{block.name} {options[0]}"]
         for width in options:
             ms = times[f"{block.name} {width}"]
-            medians = {"ms": ms.median(), "ratio": (ms / first).median(), "share": (ms / times["network"]).median()}
-            rows.append({"block": i, "width": width} | medians)
+            share = ms.min() / times["network"].min()
+            rows.append({"block": i, "width": width, "ms": ms.median(), "ratio": (ms / first).median(), "share": share})
     return pd.DataFrame(rows)
 
 

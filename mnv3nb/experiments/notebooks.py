@@ -111,7 +111,7 @@ def _execute(path: Path, made: Path, parameters: dict, timeout: float) -> str | 
         except PapermillExecutionError as error:
             errors.append(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
         except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}")
+            errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
 
     with _kernel_environment():
         thread = threading.Thread(target=work, daemon=True)

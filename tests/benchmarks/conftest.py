@@ -7,23 +7,9 @@ import platform
 import pytest
 import torch
 
-from mnv3nb.data import default_home
-from mnv3nb.store import environment
+from mnv3nb._files import default_home
+from mnv3nb.experiments.environment import environment
 
-HIDDEN = {
-    "hardware",
-    "cores",
-    "threads",
-    "python",
-    "torch",
-    "torchvision",
-    "commit",
-    "date",
-    "system",
-    "seconds",
-    "ours_s",
-    "other_s",
-}
 FOLDER = default_home() / "figures" / "bench"  # before the tests move $MNV3NB_HOME
 
 
@@ -41,10 +27,7 @@ def all_cores():
 
 @pytest.fixture(scope="session")
 def record():
-    """record(table, **row): print a row of figures/bench/<table>.csv and note the machine.
-
-    The tables are written at the end, and as <table>.md, without times and machine, for the README.
-    """
+    """record(table, **row): print a row of figures/bench/<table>.csv, which is written at the end, with the machine."""
     tables: dict[str, list[dict]] = {}
 
     def add(table: str, **row) -> None:
@@ -59,8 +42,3 @@ def record():
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        shown = [{name: str(value) for name, value in row.items() if name not in HIDDEN} for row in rows]
-        lines = [list(shown[0]), ["---"] * len(shown[0]), *(row.values() for row in shown)]
-        where = f"{rows[0]['hardware']}, {rows[0]['cores']} cores, torch {rows[0]['torch']}, {rows[0]['date']}"
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        (FOLDER / f"{table}.md").write_text(f"{text}\n\n({where}; `make bench`)\n")

@@ -12,19 +12,22 @@ from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large, TrainConfig, train
 from mnv3nb.model import make_divisible
 
 BASE = {"images": 512, "image_size": 32, "width": 1.0, "runs": 1}
-AXES = {"images": (512, 1024, 2048, 4096), "image_size": (32, 64, 128), "width": (0.125, 0.25, 0.5, 1.0), "runs": (1, 2, 4)}
-
-
+AXES = {
+    "images": (512, 1024, 2048, 4096),
+    "image_size": (32, 64, 128),
+    "width": (0.125, 0.25, 0.5, 1.0),
+    "runs": (1, 2, 4),
+}
 WHY = {
-    "images": "each is read once an epoch; in memory 3 kB each, beside the network's own",
-    "image_size": "pixels grow with its square; at 32 px the fixed cost of some 500 small operations a step hides part of it",
-    "width": "1×1 convolutions grow with it once, stem and head not at all, and small layers cost their start",
-    "runs": "one after another; what a run took is free again when it ends",
+    "images": "each is read once per epoch and takes 3 kB of memory",
+    "image_size": "pixels grow with its square; at 32 px the fixed cost of some 500 small operations per step hides part of it",
+    "width": "1×1 convolutions grow linearly with it, stem and head not at all; small layers have a fixed cost",
+    "runs": "runs follow one another; each frees its memory when it ends",
 }
 
 
 def measure(images: int, image_size: int, width: float, runs: int, queue) -> None:
-    """Seconds of an epoch of training, and the most memory it took in MB beyond that of the imported packages."""
+    """Puts into `queue` the seconds of `runs` epochs of training and the peak memory in MB beyond the imported packages'."""
     torch.set_num_threads(1)
     pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (images,))

@@ -1,4 +1,4 @@
-"""Our loops beside what one writes without thinking of speed, in the same process, turn by turn."""
+"""Our loops beside a plain loop as one would write it first, in the same process, turn by turn."""
 
 import contextlib
 import copy
@@ -26,7 +26,8 @@ class Photos(TorchDataset):
     """Images as torchvision's CIFAR10 holds and gives them: a numpy array, one PIL image at a time, then transforms."""
 
     def __init__(self, dataset: Dataset, transform):
-        self.images, self.labels = dataset.train_images.permute(0, 2, 3, 1).contiguous().numpy(), dataset.train_labels.tolist()
+        self.images = dataset.train_images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = dataset.train_labels.tolist()
         self.transform = transform
 
     def __len__(self):
@@ -69,9 +70,8 @@ def side_by_side(benchmark, ours, other, rounds: int = ROUNDS) -> dict:
 def test_training_against_a_plain_loop(benchmark, photos, record):
     normalize = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
-    loader = DataLoader(
-        Photos(photos, transforms.Compose(augment + normalize)), BATCH, shuffle=True, num_workers=2, persistent_workers=True
-    )
+    training = Photos(photos, transforms.Compose(augment + normalize))
+    loader = DataLoader(training, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     model, mine = MobileNetV3Large(), MobileNetV3Large()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -96,12 +96,12 @@ def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record
 
     def without():
         with monkeypatch.context() as patch:
-            patch.setattr("mnv3nb.training.SmallMaps", contextlib.nullcontext)
+            patch.setattr("mnv3nb._device.SmallMaps", contextlib.nullcontext)
             train(other, photos, config, device="cpu", progress=False)
 
     result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), without)
     what = f"training, 32 px, batch 64, {threads} thread{'s' * (threads > 1)}"
-    record("speed", what=what, against="the same loop without small_maps.py", **result)
+    record("speed", what=what, against="the same loop without _small_maps.py", **result)
 
 
 def test_where_a_step_spends_its_time(photos, record):
@@ -115,7 +115,7 @@ def test_where_a_step_spends_its_time(photos, record):
     calls = {e.key: e.count / (IMAGES // BATCH) for e in events}
     for name in sorted(times, key=times.get, reverse=True)[:12]:
         share = 100 * times[name] / sum(times.values())
-        record("step", operation=name, share_pct=round(share, 1), calls_a_step=round(calls[name], 1))
+        record("step", operation=name, share_pct=round(share, 1), calls_per_step=round(calls[name], 1))
 
 
 def test_evaluation_against_a_plain_loop(benchmark, photos, record):
@@ -144,4 +144,5 @@ def test_scoring_and_pruning_against_torch_pruning(benchmark, record):
         torch_pruning.pruner.BNScalePruner(tree, x, importance, pruning_ratio=0.5, ignored_layers=ignored).step()
 
     result = side_by_side(benchmark, lambda: prune(model, keep_masks(score(model), 0.5)), other, rounds=15)
-    record("speed", what="score, and prune half of the dense network", against="Torch-Pruning: build and step", **result)
+    what = "score, and prune half of the dense network"
+    record("speed", what=what, against="Torch-Pruning: build and step", **result)
