@@ -1,7 +1,6 @@
 """Why is a pruned network not faster? The latency of its blocks alone, at the widths they have and at others."""
 
 import copy
-from collections.abc import Sequence
 
 import onnx
 import pandas as pd
@@ -23,7 +22,7 @@ def explain_latency(model: nn.Module, image_size: int = 224, rounds: int = 15) -
     to the width; aligned_ratio, the block's time at that width divided by its time at its own.
     """
     found, flops = blocks(model), count_flops(model, image_size)
-    widths = [(block.width, max(16, int(block.width / 16 + 0.5) * 16)) for block in found]
+    widths = [[block.width, max(16, int(block.width / 16 + 0.5) * 16)] for block in found]
     table = block_latencies(onnx_template(model, image_size), model, widths, rounds)
     own, aligned = (table[start::2].reset_index(drop=True) for start in (0, 1))
     columns = {
@@ -39,9 +38,7 @@ def explain_latency(model: nn.Module, image_size: int = 224, rounds: int = 15) -
     return pd.DataFrame(columns)
 
 
-def block_latencies(
-    template: onnx.ModelProto, model: nn.Module, widths: Sequence[Sequence[int]], rounds: int
-) -> pd.DataFrame:
+def block_latencies(template: onnx.ModelProto, model: nn.Module, widths: list[list[int]], rounds: int) -> pd.DataFrame:
     """Latency of each block alone at each of its `widths[i]`; `template`: from `onnx_template(model, image_size)`.
 
     ONNX Runtime, one thread, batch 1; all take turns in each of the `rounds`. Columns block (its index), width, ms and

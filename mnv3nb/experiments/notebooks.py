@@ -113,12 +113,14 @@ def _execute(path: Path, made: Path, parameters: dict, timeout: float) -> str | 
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
 
-    with _kernel_environment():
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(timeout + 30)
-        late = thread.is_alive()
-    thread.join(30)  # without its kernel papermill ends
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        with _kernel_environment():
+            thread.start()
+            thread.join(timeout + 30)
+            late = thread.is_alive()
+    finally:
+        thread.join(30)  # without its kernel papermill ends, and this process has its working folder back
     return f"no end after {timeout:.0f} s" if late else next(iter(errors), None)
 
 
