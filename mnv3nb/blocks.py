@@ -89,7 +89,7 @@ def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inp
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(outputs)
         return
-    depthwise = layer.groups == layer.in_channels == layer.out_channels
+    depthwise = inputs is None and layer.groups == layer.in_channels == layer.out_channels
     layer.out_channels = layer.weight.shape[0]
     layer.in_channels = layer.out_channels if depthwise else layer.weight.shape[1]
     layer.groups = layer.out_channels if depthwise else 1
