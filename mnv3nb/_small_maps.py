@@ -5,23 +5,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-MATMUL_PIXELS = 64  # a 1×1 convolution of larger maps gains nothing as a matrix product
-
 
 class SmallMaps(TorchFunctionMode):
     """`with SmallMaps():` a CPU computes the same convolutions and gradients, up to rounding, faster (`make bench`:
     how much).
 
-    1×1 convolutions of at most 64 pixels become matrix products. Depthwise convolutions whose kernel is larger than the
-    map get their weight gradient from here: oneDNN's falls back to a reference, on some processors hundreds of times as
-    slow. All else, and the network itself, stays as it is.
+    1×1 convolutions of at most `matmul_pixels` pixels become matrix products. Depthwise convolutions whose kernel is
+    larger than the map get their weight gradient from here: oneDNN's falls back to a reference, on some processors
+    hundreds of times as slow. All else, and the network itself, stays as it is.
     """
+
+    def __init__(self, matmul_pixels: int = 64):
+        super().__init__()
+        self.matmul_pixels = matmul_pixels
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.conv2d and len(args) == 7 and args[0].dim() == 4 and not isinstance(args[4], str):
             x, weight, bias, stride, padding, dilation, groups = args
             pixels, kernel = x.shape[2] * x.shape[3], weight.shape[2] * weight.shape[3]
-            if kernel == groups == 1 and pixels <= MATMUL_PIXELS and (*stride, *padding) == (1, 1, 0, 0):
+            if kernel == groups == 1 and pixels <= self.matmul_pixels and (*stride, *padding) == (1, 1, 0, 0):
                 return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
             if kernel > pixels and groups == len(weight) == x.shape[1] and bias is None and dilation == (1, 1):
                 return _Depthwise.apply(x, weight, stride, padding)

@@ -312,7 +312,7 @@ def test_a_run_resumed_elsewhere_names_both_environments(config, tmp_path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store, "write_state", stop)
-        patch.setattr("mnv3nb.experiments.environment._cpu_name", lambda: "another machine")
+        patch.setattr("mnv3nb.experiments.environment.cpu_name", lambda: "another machine")
         runs.run(config)
     result = runs.run(config).result
     (earlier,) = result["earlier_environments"]

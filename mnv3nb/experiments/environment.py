@@ -9,6 +9,8 @@ import torch
 import torchvision
 from torch.backends.cpu import get_cpu_capability
 
+from .._device import cpu_name
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -16,7 +18,7 @@ def environment(device: torch.device) -> dict:
     """Of a CPU also the instruction set that torch uses, which decides the last bits."""
     cuda = device.type == "cuda"
     return {
-        "hardware": torch.cuda.get_device_name(device) if cuda else f"{_cpu_name()} {get_cpu_capability()}",
+        "hardware": torch.cuda.get_device_name(device) if cuda else f"{cpu_name()} {get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -32,11 +34,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
