@@ -136,9 +136,11 @@ def _kernel_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ |= before
-        for process in set(me.children(recursive=True)).difference(others):
+        started = set(me.children(recursive=True)).difference(others)
+        for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(started, timeout=30)
 
 
 def _stamp(notebook: nbformat.NotebookNode, source: nbformat.NotebookNode) -> None:
