@@ -48,23 +48,25 @@ def figures(add):
 
 
 def grid(add):
-    """train a profile's missing runs, the most valuable first"""
+    """train a profile's missing runs, the most valuable first: its whole plan, or what --only and --seed name"""
     add("--profile", default="digits")
     add("--only", help="experiments, such as baseline,half")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int)
     add("--device", help="cuda, mps or cpu")
     add("--record", action="store_true", help="copy each run to results/ as soon as it is finished")
     add("--dry-run", action="store_true", help="only list what is missing")
 
     def run(options) -> int:
         profile, runs = get_profile(options.profile), Runs(device=options.device)
-        names = [name.strip() for name in options.only.split(",")] if options.only else EXPERIMENTS
-        configs = [config for name in names for config in profile.experiment(name, options.seed)]
+        configs = profile.planned()
+        if options.only or options.seed is not None:
+            names = [name.strip() for name in options.only.split(",")] if options.only else EXPERIMENTS
+            configs = [config for name in names for config in profile.experiment(name, options.seed or 0)]
         for folder in (runs.recorded, runs.folder):
             if others := other_formats(folder):
                 print(f"{folder}: skipping {len(others)} run(s) of another format: {others[0]} ...", file=sys.stderr)
         missing, count = plan(runs, configs), len({config.key for config in configs})
-        print(f"{len(missing)} run(s) missing of {count}; profile {profile.name}, seed {options.seed}")
+        print(f"{len(missing)} run(s) missing of {count}; profile {profile.name}")
         for config in missing:
             print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
         if not options.dry_run:

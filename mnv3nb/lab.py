@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Image, display
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from . import plots
@@ -42,13 +42,25 @@ class Lab:
     ) -> list[Run]:
         """The runs of an experiment (a key of EXPERIMENTS) for every seed or for `seed`, or of configs.
 
-        Trains only what is missing. `model=True`: with their networks, which a recorded run may come without.
+        Trains only what is missing; of a `recorded` profile, nothing: a line displayed then names what is not there.
+        `model=True`: with their networks, which a recorded run may come without.
         """
         if isinstance(what, str):
             seeds = self.seeds if seed is None else [seed]
             what = [config for s in seeds for config in self.p.experiment(what, s)]
-        found = run_grid(self.runs, [what] if isinstance(what, RunConfig) else what)
+        configs = [what] if isinstance(what, RunConfig) else list(what)
+        if self.p.recorded:
+            return self._find(configs, model)
+        found = run_grid(self.runs, configs)
         return [self.runs.run(run.config, model=True) for run in found] if model else found
+
+    def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
+        found = {config: self.runs.find(config, model) for config in configs}
+        if missing := [config for config, run in found.items() if run is None]:
+            text = f"not recorded yet: {'; '.join(config.label for config in missing[:4])}"
+            text += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+            display(Markdown(f"*{text}* (`python -m mnv3nb grid --profile {self.p.name}` trains what is missing)"))
+        return [run for run in found.values() if run]
 
     def show(
         self, result: Figure | pd.DataFrame, name: str, runs: Iterable[Run] = (), digits: int | None = None

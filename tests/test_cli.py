@@ -164,7 +164,7 @@ def test_a_dry_run_lists_what_is_missing_and_makes_nothing(home, capsys, monkeyp
     configs = {c.key: c for name in ("table5", "fig6") for c in get_profile(profile).experiment(name, 3)}
     missing = plan(Runs(), configs.values())
     out = capsys.readouterr().out
-    assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}, seed 3" in out
+    assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}" in out
     assert all(f"{c.key}  {c.label}, {c.train.epochs} epochs" in out for c in missing)
     assert set(configs) <= {c.key for c in missing}
     assert not list(home.rglob("*.json"))
@@ -295,3 +295,13 @@ def test_every_command_has_a_line_of_help(capsys):
         main(["--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert all(f"{name} {add.__doc__}" in out for name, add in COMMANDS.items())
+
+
+def test_a_grid_without_names_follows_the_plan_in_its_order(home, capsys, monkeypatch):
+    monkeypatch.setattr(TRAIN, None)
+    assert main(["grid", "--profile", "cifar", "--dry-run"]) == 0
+    p, listed = get_profile("cifar"), re.findall(r"^  (\w{12})  ", capsys.readouterr().out, re.MULTILINE)
+    first = [p.sparse_run(0.0), p.sparse_run(), p.pruned_run(0.0), p.pruned_run(0.5)]
+    assert listed[:6] == [c.key for c in [*first, p.sparse_run(0.0, 1), p.sparse_run(None, 1)]]
+    assert sorted(listed) == sorted({c.key for run in p.planned() for c in (run, run.parent) if c})
+    assert {c.train.seed for c in p.planned()} == {0, 1, 2}

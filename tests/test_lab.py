@@ -1,5 +1,7 @@
 """The notebooks' one door: what it saves, where, with which caption, and that it says what the report says."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -124,3 +126,16 @@ def test_an_unknown_profile_or_experiment_is_named_with_its_nearest():
         Lab("smok")
     with pytest.raises(ValueError, match="did you mean 'table2'"):
         Lab("smoke").run("tabel2")
+
+
+def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_trained(displayed, run, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(run.folder.parent.parent))
+    lab = Lab("smoke")
+    lab.p = replace(lab.p, recorded=True)
+    monkeypatch.setattr(module, "run_grid", None)
+    absent = [lab.p.sparse_run(seed=seed) for seed in range(90, 96)]
+    assert [found.key for found in lab.run([*absent, run.config])] == [run.key]
+    text = displayed[-1].data
+    assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
+    assert "`python -m mnv3nb grid --profile smoke`" in text
+    assert lab.run(run.config)[0].key == run.key and displayed[-1].data == text

@@ -65,7 +65,8 @@ def run_notebooks(only: str | None = None, timeout: float = 3600, folder: Path |
         pace = (time.perf_counter() - start) / 60 / spent if spent else 1.0
         left = pace * sum(minutes[p] for p in paths[number - 1 :])
         print(f"[{number}/{len(paths)}] {path.stem}; about {left:.1f} min left in all", flush=True)
-        given = {key: value for key, value in parameters.items() if key in known[path]}
+        given = {"seeds": profile.seeds} | parameters
+        given = {key: value for key, value in given.items() if key in known[path]}
         if error := _run_notebook(path, default_home() / "figures" / profile.name / path.name, given, timeout):
             failures.append(f"{path.name}: {error}")
             print(f"    failed: {failures[-1]}", flush=True)

@@ -18,11 +18,7 @@ class Latency:
     """How much of notebook 09 is measured."""
 
     multiple_of: int = 16
-    rates: tuple[float, ...] = (
-        0.5,
-        0.6,
-        0.7,
-    )  # of the aligned networks that are fine-tuned; the raw ones are Table 3's
+    rates: tuple[float, ...] = (0.5, 0.6, 0.7)  # of the aligned networks that are fine-tuned
     image_size: int = 224
     batches: tuple[int, ...] = (1, 32)
     rounds: int = 31
@@ -44,9 +40,11 @@ class Profile:
     `sparse`: training from random weights, before λ is set; `lams`: the five λ of Figure 6; `lam`: the one chosen,
     whose network is pruned; `huge_lam`: one too large. `finetune`: after pruning; `rates`: Table 3's curve,
     `collapse`: beyond it. `repeats`: fine-tunings with different seeds of one parent in Table 4. `second`: the data
-    set of Table 6. `lone`, `lone_steps` per epoch, `lone_gammas`: γ that only the penalty moves, with the paper's
-    Adam, λ and epochs; `lone_proximal_lam`: a λ at which the proximal step moves them. `judges_accuracy`: whether the
-    paper's accuracies are this profile's targets. `minutes`: expected for each notebook on 2 CPU cores.
+    set of Table 6. `plan`: experiments and the seeds they are trained for, the most valuable first. `recorded`: its
+    runs take hours, so notebooks draw those that are there, of `seeds` seeds, and train none. `lone`, `lone_steps` per
+    epoch, `lone_gammas`: γ that only the penalty moves, with the paper's Adam, λ and epochs; `lone_proximal_lam`: a λ
+    at which the proximal step moves them. `judges_accuracy`: whether the paper's accuracies are this profile's targets.
+    `minutes`: expected for each notebook on 2 CPU cores.
     """
 
     name: str
@@ -62,6 +60,9 @@ class Profile:
     repeats: int = 3
     second: str | None = None
     second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    plan: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    recorded: bool = False
+    seeds: int = 1
     train_images: int | None = None
     pilots: tuple[dict, ...] = ()
     holdout: int = 0
@@ -103,6 +104,12 @@ class Profile:
     def experiment(self, name: str, seed: int = 0) -> list[RunConfig]:
         """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
         return lookup(EXPERIMENTS, name, "experiment")(self, seed)
+
+    def planned(self) -> list[RunConfig]:
+        """Every run of the plan, in its order; without a plan, every experiment for seed 0."""
+        plan = self.plan or [(",".join(EXPERIMENTS), (0,))]
+        parts = [(name, seed) for names, seeds in plan for seed in seeds for name in names.split(",")]
+        return [config for name, seed in parts for config in self.experiment(name, seed)]
 
     def ships_network(self, config: RunConfig) -> bool:
         """Whether `config` is recorded with its network: all sparse ones that others start from, some of seed 0."""
@@ -167,10 +174,13 @@ EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
     "table2": lambda p, seed: [p.sparse_run(seed=seed)],
     "table5": lambda p, seed: [p.pruned_run(0.5, seed)],
     "pilot": _pilot,
+    # parts of Tables 3, 4 and 6 for further seeds
+    "rates": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.3, 0.6)],
+    "criteria": lambda p, seed: [p.pruned_run(0.5, seed, name) for name in ("gamma", "sparsity", "l1_gamma")],
+    "half6": lambda p, seed: [p.pruned_run(r, seed, dataset=p.second) for r in (0.0, 0.5)] if p.second else [],
 }
 
-# few steps and Adam's memory of the first gradients need a larger λ than the paper's; γ starts at 0.5, as in network
-# slimming: within so few steps Adam cannot take it from 1 to 0
+# few steps need a larger λ than the paper's, and γ that start at 0.5, as in network slimming, to get to 0 in time
 DIGITS = Profile(
     "digits",
     "digits",
@@ -209,12 +219,21 @@ CIFAR = Profile(
     collapse=(0.65, 0.7),
     repeats=1,
     second="cifar100",
-    # on held-out images, at equal CPU time: which learning rate and batch size
-    pilots=tuple(
-        {"epochs": 4, "batch_size": batch_size, "lr": lr, "lam": 3e-5}
-        for batch_size in (64, 128)
-        for lr in (1e-3, 2e-3)
+    plan=(
+        ("baseline,half", (0,)),
+        ("baseline,half", (1, 2)),
+        ("table3", (0,)),
+        ("rates", (1, 2)),
+        ("table6", (0,)),
+        ("half6", (1, 2)),
+        ("table4", (0,)),
+        ("criteria", (1, 2)),
+        ("scratch,aligned,fig6,squeeze,huge,gamma", (0,)),
     ),
+    recorded=True,
+    seeds=3,
+    # on held-out images, at equal CPU time: which learning rate and batch size
+    pilots=tuple({"epochs": 4, "batch_size": b, "lr": lr, "lam": 3e-5} for b in (64, 128) for lr in (1e-3, 2e-3)),
     holdout=5000,
 )
 # batch size, schedule and augmentation are not in the paper: chosen once, the same for every run

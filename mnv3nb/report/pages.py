@@ -19,13 +19,13 @@ from ..experiments.runs import Runs
 from ..experiments.store import Run, read_run
 from .claims import questions
 from .measures import collapse, dead_share, largest_jump, run_table, table_2
-from .statistics import SEEDS, VERDICTS, paired_differences
+from .statistics import VERDICTS, paired_differences
 from .verdicts import counts, judged, number, reproduction, shown
 
 PAGES = ("README.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
 PROFILE = get_profile("cifar")
 REPORT = "results/report.csv"
-ALL_SEEDS = range(10)  # of which recorded runs are looked for; range(SEEDS) are planned
+ALL_SEEDS = range(10)  # of which recorded runs are looked for
 NOTHING = "Not recorded yet."
 MACHINE = ["hardware", "threads", "python", "torch", "torchvision", "commit", "date", "cores", "system"]
 
@@ -144,10 +144,10 @@ def differences(experiment: str, by: str, baseline: float | str, root: Path) -> 
 
 
 def missing(root: Path) -> str:
-    """The commands that train what the profile plans and nobody has recorded."""
+    """The commands that train what the profile plans and nobody has recorded, in the plan's order."""
     runs, lines = recorded(root), []
-    for seed in range(SEEDS):
-        names = [n for n, make in EXPERIMENTS.items() if not all(runs.find(config) for config in make(PROFILE, seed))]
+    for names, seed in ((names.split(","), seed) for names, seeds in PROFILE.plan for seed in seeds):
+        names = [name for name in names if not all(map(runs.find, PROFILE.experiment(name, seed)))]
         if names:
             lines.append(f"    python -m mnv3nb grid --profile {PROFILE.name} --only {','.join(names)} --seed {seed}")
     return "\n".join(lines) or "Nothing is missing."
