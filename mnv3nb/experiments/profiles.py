@@ -233,7 +233,10 @@ CIFAR = Profile(
     recorded=True,
     seeds=3,
     # on held-out images, at equal CPU time: which learning rate and batch size
-    pilots=tuple({"epochs": 4, "batch_size": b, "lr": lr, "lam": 3e-5} for b in (64, 128) for lr in (1e-3, 2e-3)),
+    pilots=tuple(
+        {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lam": 3e-5}
+        for epochs, batch_size, lr in ((8, 64, 1e-3), (8, 128, 1e-3), (8, 128, 2e-3), (4, 128, 2e-3), (4, 64, 2e-3))
+    ),
     holdout=5000,
 )
 # batch size, schedule and augmentation are not in the paper: chosen once, the same for every run
