@@ -29,17 +29,12 @@ def code_cells(*path: str) -> list:
     return [cell for cell in nbformat.read(EXERCISES.joinpath(*path), 4).cells if cell.cell_type == "code"]
 
 
-def run(*path: str) -> dict:
-    """Run a sheet from its first cell to its last, as in its folder; returns the names that it leaves."""
+def run(*path: str) -> None:
+    """Run a sheet from its first cell to its last."""
     names = {}
     checks.verdicts.clear()
     for cell in code_cells(*path):
         exec(cell.source, names)
-    return names
-
-
-def answers(path, *names: str) -> dict:
-    return {name: checks.verdicts[name] for name in names}
 
 
 # one source, three copies
@@ -87,11 +82,8 @@ def test_a_copy_is_valid_has_no_outputs_short_cells_and_links_that_lead_somewher
 @each_sheet
 def test_the_source_has_what_nbgrader_asks_of_a_cell(sheet):
     """Schema 3: six fields everywhere, points where a cell is graded, ids that are unique and plain."""
-    found = [
-        c.metadata.nbgrader
-        for c in nbformat.read(EXERCISES / "source" / f"{sheet}.ipynb", 4).cells
-        if "nbgrader" in c.metadata
-    ]
+    cells = nbformat.read(EXERCISES / "source" / f"{sheet}.ipynb", 4).cells
+    found = [cell.metadata.nbgrader for cell in cells if "nbgrader" in cell.metadata]
     for marks in found:
         assert {name: type(marks[name]) for name in NBGRADER} == NBGRADER
         assert set(marks) - set(NBGRADER) == ({"points"} if marks.grade else set())
@@ -162,6 +154,7 @@ def wrong_cut(change):
     """`change(block, mask)` in a block whose other tensors are cut rightly."""
 
     def my_cut(block, mask):
+        (before,) = mnv3nb.blocks(copy.deepcopy(block.module))
         block.expand.weight.data = block.expand.weight.data[mask]
         block.depthwise.weight.data = block.depthwise.weight.data[mask]
         for bn in (block.expand_bn, block.depthwise_bn):
@@ -169,7 +162,6 @@ def wrong_cut(change):
                 getattr(bn, name).data = getattr(bn, name).data[mask]
         block.depthwise.groups = int(mask.sum())
         block.project.weight.data = block.project.weight.data[:, mask]
-        before = mnv3nb.blocks(copy.deepcopy(WHOLE.module))[0]
         change(block, before, mask)
         return block
 
@@ -230,8 +222,6 @@ def constants(block, mask):
     return block.project.weight.detach()[:, ~mask, 0, 0] @ block.depthwise_bn.bias.detach().clamp(0, 6)[~mask]
 
 
-checks_networks = sys.modules["checks.networks"]
-WHOLE = checks_networks.random_block(64)
 AXES = (1, 2, 3)
 # for each task typical wrong answers, each under a part of the message that it must get
 WRONG = {

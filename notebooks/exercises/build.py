@@ -15,12 +15,12 @@ SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)\n *### END SOLUTION$", re
 
 
 def student_copy(source: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The sheet without solutions; locked cells cannot be edited, as in what nbgrader hands out."""
+    """The sheet without solutions; as in what nbgrader hands out, no task can be deleted and no check edited."""
     notebook = copy.deepcopy(source)
     for cell in notebook.cells:
         cell.source = SOLUTION.sub(r"\1return None  # your code", cell.source).replace("](../../", "](../")
-        if cell.metadata.get("nbgrader", {}).get("locked"):
-            cell.metadata |= {"deletable": False, "editable": False}
+        if marks := cell.metadata.get("nbgrader"):
+            cell.metadata |= {"deletable": False} | ({"editable": False} if marks["locked"] else {})
     return notebook
 
 

@@ -10,11 +10,10 @@ import mnv3nb
 from mnv3nb import paper
 from mnv3nb.blocks import batch_norms
 from mnv3nb.data import to_input
-from mnv3nb.deployment.widths import current_costs
 
 from .networks import (
-    block_flops,
     SIDE,
+    block_flops,
     criterion_accuracies,
     digits,
     expansions_of,

@@ -5,8 +5,9 @@ import torch
 import mnv3nb
 from mnv3nb.model import InvertedResidual
 
-from .networks import dense_costs, (
+from .networks import (
     TWO_FILTERS,
+    dense_costs,
     random_scores,
 )
 from .verdict import form, mistake, task

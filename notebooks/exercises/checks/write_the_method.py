@@ -6,9 +6,10 @@ from torch import Tensor
 import mnv3nb
 from mnv3nb import paper
 
-from .networks import dense_costs, (
+from .networks import (
     TWO_FILTERS,
     copied,
+    dense_costs,
     lively_network,
     random_block,
     random_scores,
@@ -124,7 +125,9 @@ def my_cut(ask):
 def my_flops(ask):
     cases = [(16, 64, 112), (24, 72, 56), (40, 120, 28)]
     numbers = {64: 1, 72: 2, 120: 4}
-    parts = [[row for row in dense_costs() if row["name"].startswith(f"blocks.{numbers[n]}.expand")] for _, n, _ in cases]
+    parts = [
+        [row for row in dense_costs() if row["name"].startswith(f"blocks.{numbers[n]}.expand")] for _, n, _ in cases
+    ]
     right = [sum(row["flops"] for row in rows) for rows in parts]
     known = {
         "the convolution alone: BatchNorm and ReLU6 cost 3 more per output": [rows[0]["macs"] for rows in parts],
