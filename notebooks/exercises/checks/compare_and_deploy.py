@@ -23,6 +23,8 @@ from .networks import (
 )
 from .verdict import mistake, same, task
 
+MARGIN = 30  # points by which a criterion must be better than noise
+
 
 @task(points=3)
 def my_step(ask):
@@ -103,9 +105,9 @@ def my_criterion(ask):
             return f"this ranks exactly as {name!r} does: the comparison has it already, write one of your own"
     bar = max(folded for _, folded in map(criterion_accuracies, random_criteria()))
     yours, upside_down = (criterion_accuracies(part)[1] for part in (scores, [-s for s in scores]))
-    if yours >= bar + 10:
+    if yours >= bar + MARGIN:
         return None
-    if upside_down >= bar + 10:
+    if upside_down >= bar + MARGIN:
         return "upside down: the score must be larger for filters that matter more, the smallest go"
     return f"folded accuracy {yours:.1f} %, random criteria reach {bar:.1f} %: which part of an expansion tells a dead filter?"
 

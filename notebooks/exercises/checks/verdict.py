@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import pandas as pd
 import torch
@@ -72,7 +72,8 @@ def task(points: int):
 
 def total() -> pd.DataFrame:
     """Points of every task checked so far, and their sum."""
-    table = pd.DataFrame([asdict(verdict) for verdict in verdicts.values()]).set_index("task")
+    columns = [field.name for field in fields(Verdict)]
+    table = pd.DataFrame([astuple(verdict) for verdict in verdicts.values()], columns=columns).set_index("task")
     table.loc["total"] = [table.points.sum(), table.out_of.sum(), ""]
     return table
 
@@ -106,6 +107,7 @@ def form(got, expected) -> str | None:
         return f"a tensor is asked for, the function returns {type(got).__name__}"
     if isinstance(expected, Tensor) and got.shape != expected.shape:
         return f"the result must have the shape {tuple(expected.shape)}, it has {tuple(got.shape)}"
+    got = got.tolist() if isinstance(got, Tensor) else got
     if isinstance(expected, list | tuple) and (not hasattr(got, "__len__") or len(got) != len(expected)):
         return f"{len(expected)} values are asked for, the function returns {got!r:.60}"
     return None
