@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import ROOT
+from torch.optim.swa_utils import update_bn
 
 import mnv3nb
-from mnv3nb.blocks import batch_norms
+from mnv3nb.blocks import batch_norms, narrow_block
 from mnv3nb.importance import l1
 
 EXERCISES = ROOT / "notebooks" / "exercises"
@@ -368,7 +369,7 @@ WRONG = {
         "one score per filter": lambda e: e.weight.abs(),
         "two calls": lambda e: torch.rand(len(e.gamma)),
         "'l1_gamma'": lambda e: l1(e) * e.gamma.abs(),
-        "random criteria reach": lambda e: e.weight.flatten(1).std(dim=1),
+        "noise reaches": lambda e: e.weight.flatten(1).std(dim=1),
     },
     "my_choice": {
         "fine-tuned as long": lambda rows: choose(rows, tuned=False),
@@ -408,3 +409,44 @@ def test_typical_wrong_answers_get_a_message_each(name):
         assert verdict.points == 0 and float(repr(verdict)) == 0
         messages[verdict.message] = part
     assert len(messages) == len(WRONG[name]) >= 3
+
+
+def penalty_in_the_loss(model, optimizer, images, labels, lam):
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(images), labels) + lam * sum(bn.weight.abs().sum() for bn in batch_norms(model))
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def by_torch(model, batches):
+    update_bn(batches, model)
+    return model.eval()
+
+
+def by_narrowing(block, mask):
+    narrow_block(block, mask.nonzero().flatten(), torch.arange(0))
+    return block
+
+
+@pytest.mark.parametrize(
+    ("name", "solution"),
+    [
+        ("my_step", penalty_in_the_loss),
+        ("my_reestimate", by_torch),
+        ("my_cut", by_narrowing),
+        ("my_masks", mnv3nb.keep_masks),
+        ("my_sparsity", lambda k: (k.double().abs() >= k.abs().mean()).flatten(1).double().mean(1)),
+        ("my_flops", lambda c, n, size: torch.tensor(float(size * size * n * (c + 3)))),
+        ("my_shares", lambda: (0.6667, 0.3333)),
+        ("my_collapse", lambda scores: torch.tensor(mnv3nb.layer_collapse_rates(scores))),
+        ("my_criterion", lambda e: e.gamma.abs() * (1 + e.weight.flatten(1).std(dim=1))),
+    ],
+)
+def test_another_way_to_a_right_answer_is_right(name, solution):
+    assert getattr(checks, name)(solution).message == "right"
+
+
+def test_the_total_of_nothing_is_0():
+    checks.verdicts.clear()
+    assert checks.total().points["total"] == 0

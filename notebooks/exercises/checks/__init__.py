@@ -6,13 +6,13 @@ A wrong answer is compared with what typical mistakes give, so that the message 
 from .compare_and_deploy import my_aligned, my_choice, my_criterion, my_slow_share, my_step
 from .count_and_predict import my_block_flops, my_parameters, my_shapes, my_shares, my_threshold, my_widths
 from .cut_and_repair import my_collapse, my_constants, my_reestimate, my_running_mean
-from .networks import TWO_FILTERS, comparison, digits, lively_network, small_network, sparse_network
+from .networks import block_flops, comparison, digits, lively_network, small_network
 from .verdict import TASKS, total, verdicts
 from .write_the_method import my_cut, my_flops, my_masks, my_scores, my_sparsity
 
 __all__ = [
     "TASKS",
-    "TWO_FILTERS",
+    "block_flops",
     "comparison",
     "digits",
     "lively_network",
@@ -37,7 +37,6 @@ __all__ = [
     "my_threshold",
     "my_widths",
     "small_network",
-    "sparse_network",
     "total",
     "verdicts",
 ]

@@ -109,7 +109,8 @@ def my_criterion(ask):
         return None
     if upside_down >= bar + MARGIN:
         return "upside down: the score must be larger for filters that matter more, the smallest go"
-    return f"folded accuracy {yours:.1f} %, random criteria reach {bar:.1f} %: which part of an expansion tells a dead filter?"
+    least = f"{bar:.1f} %, and {MARGIN} points more are asked for"
+    return f"folded accuracy {yours:.1f} %; noise reaches {least}: which part of an expansion marks a dead filter?"
 
 
 @task(points=2)
