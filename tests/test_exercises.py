@@ -121,6 +121,15 @@ def test_every_check_belongs_to_one_task():
     assert sorted(name for name in names if name.startswith("my_")) == sorted(checks.TASKS)
 
 
+def test_the_page_about_the_sheets_has_their_numbers():
+    text = (EXERCISES / "README.md").read_text(encoding="utf-8")
+    assert f"{len(SHEETS)} sheets, {len(checks.TASKS)} tasks, {sum(checks.TASKS.values())} points" in text.replace(
+        "Four", "4"
+    )
+    for link in re.findall(r"\]\((?!https)([^)]+)\)", text):
+        assert (EXERCISES / link).exists(), link
+
+
 # verdicts
 
 

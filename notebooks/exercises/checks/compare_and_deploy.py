@@ -93,6 +93,7 @@ def my_criterion(ask):
             return (
                 f"one score per filter: a tensor of shape {tuple(e.gamma.shape)}, not {tuple(getattr(s, 'shape', ()))}"
             )
+    scores = [s.detach().double() for s in scores]
     if not all(s.isfinite().all() for s in scores):
         return "some scores are not finite"
     if any((s == s[0]).all() for s in scores):
