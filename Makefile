@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: figures test lab bench soak readme lint clean
+.PHONY: figures test lab bench soak readme exercises lint clean
 .DELETE_ON_ERROR:
 
 figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 SEEDS=3
@@ -25,6 +25,9 @@ soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 
 readme: $(READY)  ## its tables and numbers from what the other targets have measured
 	$(BIN)/python -m mnv3nb.report.pages
+
+exercises: $(READY)  ## the students' and the solved copies of notebooks/exercises/source
+	$(BIN)/python notebooks/exercises/build.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
