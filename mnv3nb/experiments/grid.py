@@ -2,18 +2,21 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
+from .cluster import Courier, marked
 from .config import RunConfig
 from .runs import Runs, dataset_of
 from .store import Run
 
+MANY = 100  # runs on the way at a time where each takes its parent's network along, some 17 MB
 WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
 
 
@@ -35,10 +38,11 @@ def plan(runs: Runs, configs: Iterable[RunConfig]) -> list[RunConfig]:
 def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None = None, done=None) -> list[Run]:
     """`runs.run` for each config, in order; parents come first, every run is trained once.
 
-    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster) that sees the same folders. None: here,
-    one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster than one process
-    of many threads. `done(run)` is called here after each training, before the run's children start. A run that
-    diverges does not stop the others: RuntimeError at the end lists all that failed.
+    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster); workers need this package and the data,
+    and use the folder of `runs` where they see it. None: here, one after another, or in `$MNV3NB_WORKERS` processes of
+    one thread each, which on a CPU is faster than one process of many threads. `done(run)` is called here after each
+    training, before the run's children start. A run that diverges, or whose workers keep dying, does not stop the
+    others: RuntimeError at the end lists all that failed.
     """
     configs = list(configs)
     missing = plan(runs, configs)
@@ -48,7 +52,8 @@ def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None
         limit = len(missing) if executor else 1
         if executor is None and workers > 1 and sum(work.values()) > WORTH_A_PROCESS:
             executor, limit = stack.enter_context(processes(workers)), workers
-        failed = _train_all(runs, missing, work, executor, limit, done)
+        courier = Courier(runs, executor, stack.enter_context(marked(runs.folder))) if executor and missing else None
+        failed = _train_all(runs, missing, work, courier, limit, done)
     if failed:
         raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
     return [runs.run(config) for config in configs]
@@ -71,21 +76,29 @@ def work_left(runs: Runs, config: RunConfig) -> int:
     return max(1, config.train.epochs - stored) * (len(data.train_images) + len(data.test_images) // 3)
 
 
-def _train_all(runs, configs: list[RunConfig], work: dict[str, int], executor, limit: int, done) -> dict[str, str]:
+def _train_all(runs, configs: list[RunConfig], work: dict[str, int], courier, limit: int, done) -> dict[str, str]:
     """Trains `configs`, at most `limit` at a time, the first that can start first; returns what failed, by key."""
     waiting, running, failed = {config.key: config for config in configs}, {}, {}
     start, worked = time.perf_counter(), 0
     while waiting or running:
-        for config in _ready(waiting, running.values(), failed)[: limit - len(running)]:
-            running[_submit(runs, waiting.pop(config.key), executor)] = config
+        most = min(limit, MANY) if courier and courier.blind else limit
+        for config in _ready(waiting, running.values(), failed)[: max(0, most - len(running))]:
+            config = waiting.pop(config.key)
+            running[courier.submit(config) if courier else _run_here(runs, config)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             config = running.pop(future)
-            worked += work[config.key]
             try:
-                run = future.result()
-            except FloatingPointError as error:
+                run = courier.receive(config, future.result()) if courier else future.result()
+            except CancelledError:
+                raise RuntimeError(f"run {config.key} was cancelled, or its scheduler ended") from None
+            except (FloatingPointError, *_lost_workers()) as error:
+                worked += work[config.key]
                 failed[config.key] = f"{config.label}: {error}"
                 continue
+            if run is None:
+                waiting = {config.key: config} | waiting
+                continue
+            worked += work[config.key]
             if done:
                 done(run)
             if runs.progress:
@@ -109,13 +122,15 @@ def _ready(waiting: dict[str, RunConfig], running: Iterable[RunConfig], failed: 
     return ready
 
 
-def _submit(runs: Runs, config: RunConfig, executor: Executor | None) -> Future:
-    # model=True: a run that is missing is trained whole, though there may be a record of it without its network
-    if executor:
-        elsewhere = Runs(runs.folder, runs.recorded, runs.device, progress=False)
-        return executor.submit(elsewhere.run, config, True)
+def _lost_workers() -> tuple[type[Exception], ...]:
+    """What Dask raises for a run whose workers died again and again; nothing where it is not in use."""
+    dask = sys.modules.get("distributed")
+    return (dask.KilledWorker,) if dask else ()
+
+
+def _run_here(runs: Runs, config: RunConfig) -> Future:
     future = Future()
-    try:
+    try:  # model=True: what is missing is trained whole, though there may be a record of it without its network
         future.set_result(runs.run(config, model=True))
     except FloatingPointError as error:
         future.set_exception(error)
