@@ -4,7 +4,6 @@ import contextlib
 import platform
 import socket
 import tempfile
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -21,19 +20,18 @@ Files = dict[str, bytes]  # the files of a run, by name
 
 
 class Courier:
-    """Takes runs to an executor's workers and brings them home into `runs`, over the executor where they must.
+    """Takes runs to an executor's workers and home into the folder of `runs`; who sees `mark` in it sees the folder."""
 
-    `mark`: see `marked`. `blind`: whether a worker was met that does not see the folder of `runs`.
-    """
-
-    def __init__(self, runs: Runs, executor: Executor, mark: Path):
-        self.executor, self.mark, self.blind = executor, mark, False
+    def __init__(self, runs: Runs, executor: Executor):
         self.runs = Runs(runs.folder.absolute(), runs.recorded.absolute(), runs.device, progress=False)
+        self.executor, self.blind = executor, False  # blind: some worker does not see the folder
+        locks = self.runs.folder / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        self.mark = tempfile.NamedTemporaryFile(prefix="grid-", dir=locks)  # noqa: SIM115, the grid closes it
 
     def submit(self, config: RunConfig) -> Future:
-        take_parent = self.blind and config.parent
-        parent = _pack(self.runs.run(config.parent, model=True)) if take_parent else None
-        return self.executor.submit(work, config, config.key, self.runs, self.mark, versions(), parent)
+        parent = _pack(self.runs.run(config.parent, model=True)) if self.blind and config.parent else None
+        return self.executor.submit(work, config, config.key, self.runs, Path(self.mark.name), versions(), parent)
 
     def receive(self, config: RunConfig, result: Run | Files | None) -> Run | None:
         """The run, in the folder of `runs`, from what `work` returned; None: submit it again."""
@@ -43,13 +41,10 @@ class Courier:
         return result and keep(self.runs, config, result)
 
 
-def work(
-    config: RunConfig, key: str, runs: Runs, mark: Path, wanted: dict[str, str], parent: Files | None
-) -> Run | Files | None:
-    """What a worker does: trains or resumes the run in the caller's folder, or in its own and returns the files.
+def work(config: RunConfig, key: str, runs: Runs, mark: Path, wanted: dict, parent: Files | None) -> Run | Files | None:
+    """What a worker does: trains or resumes the run in the caller's folder or, not seeing it, in its own: then its files.
 
-    None: it does not see the caller's folder, and needs the parent's files. Raises ValueError or FileNotFoundError for
-    other versions or data than the caller's.
+    None: the parent's files are needed. Raises ValueError or FileNotFoundError for other versions or data there.
     """
     place = f"worker on {socket.gethostname()}"
     check_versions({place: versions()}, wanted)
@@ -90,49 +85,27 @@ def _unpack(folder: Path, files: Files) -> None:
             file.write(files[name])
 
 
-@contextlib.contextmanager
-def marked(folder: Path) -> Iterator[Path]:
-    """A file of a new name in `folder`: a worker that sees it sees the folder, and not another one of that path."""
-    mark = folder.absolute() / ".locks" / f"grid-{uuid.uuid4().hex}"
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    try:
-        yield mark
-    finally:
-        mark.unlink(missing_ok=True)
-
-
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | int]:
     """What must be the same everywhere in a grid."""
     python = ".".join(platform.python_version_tuple()[:2])
-    return {
-        "mnv3nb": __version__,
-        "run format": f"{FORMAT}",
-        "torch": torch.__version__.split("+")[0],
-        "Python": python,
-    }
+    return {"mnv3nb": __version__, "format": FORMAT, "torch": torch.__version__.split("+")[0], "Python": python}
 
 
-def check_versions(found: dict[str, dict[str, str] | Exception], wanted: dict[str, str]) -> None:
-    """Raises ValueError that names the places in `found` whose versions are not `wanted`, or that have no mnv3nb."""
-    places: dict[str, list[str]] = {}
+def check_versions(found: dict[str, dict | Exception], wanted: dict) -> None:
+    """Raises ValueError that names the places in `found` whose versions are not `wanted`, or that cannot tell."""
+    faults = []
     for place, there in found.items():
-        if isinstance(there, Exception):
-            places.setdefault(f"mnv3nb cannot be loaded ({there})", []).append(place)
-        elif other := {name: there.get(name) for name in wanted if there.get(name) != wanted[name]}:
-            text = ", ".join(f"{name} {value}, here {wanted[name]}" for name, value in other.items())
-            places.setdefault(text, []).append(place)
-    if places:
-        each = (f"{text} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for text, names in places.items())
-        raise ValueError(f"versions differ: {'; '.join(each)}. Install the same ones on the scheduler and all workers")
+        there = wanted | {"mnv3nb": f"not to be loaded ({there})"} if isinstance(there, Exception) else there
+        other = [name for name in wanted if there.get(name) != wanted[name]]
+        faults += [f"{place} has {name} {there.get(name)}, here {wanted[name]}" for name in other]
+    if faults:
+        more = f"; and {len(faults) - 3} more" * (len(faults) > 3)
+        raise ValueError(f"versions differ: {'; '.join(faults[:3])}{more}. Install the same ones everywhere")
 
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[Executor]:
-    """The executor of the Dask scheduler at `address`, such as tcp://host:8786, its versions checked.
-
-    Raises ConnectionError if none answers, ValueError if versions differ.
-    """
+    """The executor of the Dask scheduler at `address`; raises ConnectionError if none answers, ValueError for versions."""
     import dask
     from distributed import Client
 

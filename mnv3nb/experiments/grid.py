@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -11,11 +10,12 @@ from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
-from .cluster import Courier, marked
+from .cluster import Courier
 from .config import RunConfig
 from .runs import Runs, dataset_of
 from .store import Run
 
+STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # the latter Dask's: its workers died again and again
 MANY = 100  # runs on the way at a time where each takes its parent's network along, some 17 MB
 WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
 
@@ -52,7 +52,9 @@ def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None
         limit = len(missing) if executor else 1
         if executor is None and workers > 1 and sum(work.values()) > WORTH_A_PROCESS:
             executor, limit = stack.enter_context(processes(workers)), workers
-        courier = Courier(runs, executor, stack.enter_context(marked(runs.folder))) if executor and missing else None
+        courier = Courier(runs, executor) if executor and missing else None
+        if courier:
+            stack.callback(courier.mark.close)  # which removes it
         failed = _train_all(runs, missing, work, courier, limit, done)
     if failed:
         raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
@@ -79,7 +81,7 @@ def work_left(runs: Runs, config: RunConfig) -> int:
 def _train_all(runs, configs: list[RunConfig], work: dict[str, int], courier, limit: int, done) -> dict[str, str]:
     """Trains `configs`, at most `limit` at a time, the first that can start first; returns what failed, by key."""
     waiting, running, failed = {config.key: config for config in configs}, {}, {}
-    start, worked = time.perf_counter(), 0
+    start = time.perf_counter()
     while waiting or running:
         most = min(limit, MANY) if courier and courier.blind else limit
         for config in _ready(waiting, running.values(), failed)[: max(0, most - len(running))]:
@@ -91,18 +93,19 @@ def _train_all(runs, configs: list[RunConfig], work: dict[str, int], courier, li
                 run = courier.receive(config, future.result()) if courier else future.result()
             except CancelledError:
                 raise RuntimeError(f"run {config.key} was cancelled, or its scheduler ended") from None
-            except (FloatingPointError, *_lost_workers()) as error:
-                worked += work[config.key]
+            except Exception as error:
+                if type(error).__name__ not in STOP_ONE_RUN:
+                    raise
                 failed[config.key] = f"{config.label}: {error}"
                 continue
             if run is None:
                 waiting = {config.key: config} | waiting
                 continue
-            worked += work[config.key]
             if done:
                 done(run)
             if runs.progress:
-                left = (time.perf_counter() - start) * (sum(work.values()) / worked - 1)
+                todo = sum(work[c.key] for c in (*waiting.values(), *running.values()))
+                left = (time.perf_counter() - start) * todo / (sum(work.values()) - todo)
                 number = f"{len(configs) - len(waiting) - len(running)}/{len(configs)}"
                 text = f"{config.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
                 print(f"run {number} {text}; about {left:.0f} s left", flush=True)
@@ -120,12 +123,6 @@ def _ready(waiting: dict[str, RunConfig], running: Iterable[RunConfig], failed: 
         elif parent not in busy and parent not in waiting:
             ready.append(config)
     return ready
-
-
-def _lost_workers() -> tuple[type[Exception], ...]:
-    """What Dask raises for a run whose workers died again and again; nothing where it is not in use."""
-    dask = sys.modules.get("distributed")
-    return (dask.KilledWorker,) if dask else ()
 
 
 def _run_here(runs: Runs, config: RunConfig) -> Future:
