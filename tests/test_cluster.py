@@ -10,6 +10,7 @@ import time
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import pytest
@@ -42,7 +43,7 @@ def address(homes):
         for i, home in enumerate(homes)
     }
     scheduler = {"cls": Scheduler, "options": local | {"port": 0}}
-    with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=False) as made:
+    with SpecCluster(workers=workers, scheduler=scheduler) as made:
         yield made.scheduler_address
 
 
@@ -122,21 +123,23 @@ def test_a_shared_folder_is_used_where_it_is_seen(address, homes, configs, tmp_p
 def test_the_command_trains_on_a_scheduler(address, homes, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 0
-    assert "run 1/1" in capsys.readouterr().out and len(names(tmp_path / "runs")) == 1
+    assert "run 2/2" in capsys.readouterr().out and len(names(tmp_path / "runs")) == 2
 
 
 # bad input
 
 
 def test_other_versions_are_one_message_before_anything_starts(address, monkeypatch, tmp_path, capsys):
+    def elsewhere(*_):
+        raise ModuleNotFoundError("No module named 'mnv3nb'")
+
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     monkeypatch.setattr(cluster, "__version__", "0.0.1")
+    monkeypatch.setattr(Client, "run_on_scheduler", elsewhere)  # this one is of this process
     assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "versions differ: tcp://127.0.0.1" in error
-    assert (
-        "scheduler has mnv3nb" in error and error.count("here 0.0.1") == 3 and not list((tmp_path / "runs").glob("*/"))
-    )
+    assert error.count("\n") == 1 and "scheduler has mnv3nb not to be loaded (No module" in error
+    assert re.search(r"tcp://127\.0\.0\.1:\d+ has mnv3nb .*, here 0\.0\.1", error) and not names(tmp_path)
 
 
 def test_places_with_other_versions_or_none_are_named_and_many_are_counted():
@@ -188,10 +191,10 @@ def test_data_that_a_worker_lacks_or_has_otherwise_are_named(configs, tmp_path):
 def test_a_run_whose_workers_keep_dying_does_not_stop_the_others(configs, reference, tmp_path):
     def answer(function, config, *args):
         if config.key == configs[2].key:
-            raise KilledWorker("work", None, 4)
+            raise KilledWorker("work", SimpleNamespace(address="tcp://w"), 3)
         return function(config, *args)
 
-    with pytest.raises(RuntimeError, match=r"2 run\(s\) failed:\n.*work.*\n.*its parent failed"):
+    with pytest.raises(RuntimeError, match=r"2 run\(s\) failed:\n.*workers died.*\n.*its parent failed"):
         run_grid(Runs(tmp_path, tmp_path / "none", progress=False), configs, Fake(answer))
     assert names(tmp_path) == sorted(config.key for config in configs[:2])
 

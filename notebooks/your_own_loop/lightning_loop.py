@@ -35,7 +35,7 @@ def main(data: str, out: str, **trainer) -> None:
     dataset = load_dataset(data)
     model = MobileNetV3Large(len(dataset.classes), gamma_init=0.5)
     images = TensorDataset(dataset.train_images, dataset.train_labels)
-    batches = DataLoader(images, BATCH, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0))
+    batches = DataLoader(images, BATCH, shuffle=True, drop_last=True)
     lightning.Trainer(max_epochs=EPOCHS, logger=False, enable_checkpointing=False, **trainer).fit(
         SparseTraining(model), batches
     )
