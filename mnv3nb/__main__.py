@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 from ._device import pick_device
 from ._files import check_ending
@@ -13,6 +14,7 @@ from .complexity import count_flops, count_parameters
 from .deployment.bias import fold_bias
 from .deployment.export import export_onnx, export_program
 from .deployment.widths import fit_masks
+from .experiments.cluster import connect
 from .experiments.grid import plan, run_grid
 from .experiments.profiles import EXPERIMENTS, get_profile
 from .experiments.record import recorder
@@ -53,6 +55,7 @@ def grid(add):
     add("--only", help="experiments, such as baseline,half")
     add("--seed", type=int)
     add("--device", help="cuda, mps or cpu")
+    add("--scheduler", help="of a Dask cluster that trains, such as tcp://host:8786")
     add("--record", action="store_true", help="copy each run to results/ as soon as it is finished")
     add("--dry-run", action="store_true", help="only list what is missing")
 
@@ -71,7 +74,9 @@ def grid(add):
             print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
         if not options.dry_run:
             print("stop at any time: the same command resumes")
-            run_grid(runs, configs, done=recorder(runs, profile, configs) if options.record else None)
+            done = recorder(runs, profile, configs) if options.record else None
+            with connect(options.scheduler) if options.scheduler else nullcontext() as executor:
+                run_grid(runs, configs, executor, done)
         return 0
 
     return run

@@ -5,15 +5,18 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
+from .cluster import Courier
 from .config import RunConfig
 from .runs import Runs, dataset_of
 from .store import Run
 
+STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # the latter Dask's: its workers died again and again
+MANY = 100  # runs on the way at a time where each takes its parent's network along, some 17 MB
 WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
 
 
@@ -35,10 +38,11 @@ def plan(runs: Runs, configs: Iterable[RunConfig]) -> list[RunConfig]:
 def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None = None, done=None) -> list[Run]:
     """`runs.run` for each config, in order; parents come first, every run is trained once.
 
-    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster) that sees the same folders. None: here,
-    one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster than one process
-    of many threads. `done(run)` is called here after each training, before the run's children start. A run that
-    diverges does not stop the others: RuntimeError at the end lists all that failed.
+    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster); workers need this package and the data,
+    and use the folder of `runs` where they see it. None: here, one after another, or in `$MNV3NB_WORKERS` processes of
+    one thread each, which on a CPU is faster than one process of many threads. `done(run)` is called here after each
+    training, before the run's children start. A run that diverges, or whose workers keep dying, does not stop the
+    others: RuntimeError at the end lists all that failed.
     """
     configs = list(configs)
     missing = plan(runs, configs)
@@ -48,7 +52,10 @@ def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None
         limit = len(missing) if executor else 1
         if executor is None and workers > 1 and sum(work.values()) > WORTH_A_PROCESS:
             executor, limit = stack.enter_context(processes(workers)), workers
-        failed = _train_all(runs, missing, work, executor, limit, done)
+        courier = Courier(runs, executor) if executor and missing else None
+        if courier:
+            stack.callback(courier.mark.close)  # which removes it
+        failed = _train_all(runs, missing, work, courier, limit, done)
     if failed:
         raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
     return [runs.run(config) for config in configs]
@@ -71,25 +78,34 @@ def work_left(runs: Runs, config: RunConfig) -> int:
     return max(1, config.train.epochs - stored) * (len(data.train_images) + len(data.test_images) // 3)
 
 
-def _train_all(runs, configs: list[RunConfig], work: dict[str, int], executor, limit: int, done) -> dict[str, str]:
+def _train_all(runs, configs: list[RunConfig], work: dict[str, int], courier, limit: int, done) -> dict[str, str]:
     """Trains `configs`, at most `limit` at a time, the first that can start first; returns what failed, by key."""
     waiting, running, failed = {config.key: config for config in configs}, {}, {}
-    start, worked = time.perf_counter(), 0
+    start = time.perf_counter()
     while waiting or running:
-        for config in _ready(waiting, running.values(), failed)[: limit - len(running)]:
-            running[_submit(runs, waiting.pop(config.key), executor)] = config
+        most = min(limit, MANY) if courier and courier.blind else limit
+        for config in _ready(waiting, running.values(), failed)[: max(0, most - len(running))]:
+            config = waiting.pop(config.key)
+            running[courier.submit(config) if courier else _run_here(runs, config)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             config = running.pop(future)
-            worked += work[config.key]
             try:
-                run = future.result()
-            except FloatingPointError as error:
+                run = courier.receive(config, future.result()) if courier else future.result()
+            except CancelledError:
+                raise RuntimeError(f"run {config.key} was cancelled, or its scheduler ended") from None
+            except Exception as error:
+                if type(error).__name__ not in STOP_ONE_RUN:
+                    raise
                 failed[config.key] = f"{config.label}: {error}"
+                continue
+            if run is None:
+                waiting = {config.key: config} | waiting
                 continue
             if done:
                 done(run)
             if runs.progress:
-                left = (time.perf_counter() - start) * (sum(work.values()) / worked - 1)
+                todo = sum(work[c.key] for c in (*waiting.values(), *running.values()))
+                left = (time.perf_counter() - start) * todo / (sum(work.values()) - todo)
                 number = f"{len(configs) - len(waiting) - len(running)}/{len(configs)}"
                 text = f"{config.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
                 print(f"run {number} {text}; about {left:.0f} s left", flush=True)
@@ -109,13 +125,9 @@ def _ready(waiting: dict[str, RunConfig], running: Iterable[RunConfig], failed: 
     return ready
 
 
-def _submit(runs: Runs, config: RunConfig, executor: Executor | None) -> Future:
-    # model=True: a run that is missing is trained whole, though there may be a record of it without its network
-    if executor:
-        elsewhere = Runs(runs.folder, runs.recorded, runs.device, progress=False)
-        return executor.submit(elsewhere.run, config, True)
+def _run_here(runs: Runs, config: RunConfig) -> Future:
     future = Future()
-    try:
+    try:  # model=True: what is missing is trained whole, though there may be a record of it without its network
         future.set_result(runs.run(config, model=True))
     except FloatingPointError as error:
         future.set_exception(error)

@@ -235,6 +235,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "speed": partial(csv_table, "bench/speed.csv"),
     "growth": partial(csv_table, "bench/growth.csv"),
     "step": partial(csv_table, "bench/step.csv"),
+    "grids": partial(csv_table, "bench/grids.csv"),
     "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
 }
 

@@ -1,0 +1,221 @@
+"""Grids on Dask: workers that see nothing of the caller's disk, one killed in a run, versions that differ, no scheduler."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError, Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask
+import pytest
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster
+from support import TINY, child_of, same_tensors, timeless, tree
+
+from mnv3nb.__main__ import main
+from mnv3nb.experiments import cluster
+from mnv3nb.experiments.cluster import check_versions, connect, keep, versions, work
+from mnv3nb.experiments.config import RunConfig
+from mnv3nb.experiments.grid import run_grid
+from mnv3nb.experiments.runs import Runs
+from mnv3nb.experiments.store import FILES
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="hides a folder behind /proc/self")
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory) -> list[Path]:
+    """`$MNV3NB_HOME` of the two workers."""
+    return [tmp_path_factory.mktemp(f"worker{i}") for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def address(homes):
+    """A scheduler and two worker processes of one thread, on the loopback interface."""
+    local = {"host": "127.0.0.1", "dashboard": False}
+    workers = {
+        i: {"cls": Nanny, "options": local | {"nthreads": 1, "memory_limit": 0, "env": {"MNV3NB_HOME": str(home)}}}
+        for i, home in enumerate(homes)
+    }
+    scheduler = {"cls": Scheduler, "options": local | {"port": 0}}
+    with SpecCluster(workers=workers, scheduler=scheduler) as made:
+        yield made.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_npz) -> list[RunConfig]:
+    """A run and its child, and a longer run and its child."""
+    one = RunConfig(tiny_npz, replace(TINY, epochs=1))
+    long = RunConfig(tiny_npz, replace(TINY, epochs=12, seed=1))
+    return [one, child_of(one), long, replace(child_of(long, rate=0.6), train=one.train)]
+
+
+@pytest.fixture(scope="module")
+def reference(configs, tmp_path_factory):
+    """The same grid, made here."""
+    folder = tmp_path_factory.mktemp("here")
+    return run_grid(Runs(folder, folder / "none", progress=False), configs)
+
+
+@pytest.fixture
+def hidden(tmp_path):
+    """A folder, and a path of it that holds in this process alone."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    yield tmp_path / "runs", Path(f"/proc/self/fd/{handle}/runs")
+    os.close(handle)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".locks")
+
+
+def kill_once(homes: list[Path], key: str, pids: dict[Path, int], killed: list[Path]) -> None:
+    """SIGKILL to the worker that has finished an epoch of run `key`."""
+    deadline = time.monotonic() + 120
+    while not killed and time.monotonic() < deadline:
+        for home in homes:
+            if (home / "runs" / key / "state.safetensors").exists():
+                os.kill(pids[home], signal.SIGKILL)
+                killed.append(home)
+        time.sleep(0.01)
+
+
+@linux
+def test_workers_without_sight_of_the_callers_folder_one_killed_in_a_run(
+    address, homes, configs, reference, hidden, capsys
+):
+    there, path = hidden
+    shutil.copytree(reference[0].folder, there / configs[0].key)
+    before, killed = tree(there), []
+    with connect(address) as executor:
+        with Client(address) as client:
+            pids = {
+                Path(home): pid for home, pid in client.run(lambda: (os.environ["MNV3NB_HOME"], os.getpid())).values()
+            }
+        killer = threading.Thread(target=kill_once, args=(homes, configs[2].key, pids, killed))
+        killer.start()
+        made = run_grid(Runs(path, path / "none"), configs, executor)
+        killer.join()
+    assert len(killed) == 1 and killed[0] in homes
+    assert names(there) == sorted(config.key for config in configs)
+    assert {name: content for name, content in tree(there).items() if name in before} == before
+    for run, other in zip(made, reference):
+        assert names(there / run.key) == sorted(FILES)
+        assert same_tensors(run.model().state_dict(), other.model().state_dict())
+        assert timeless(run.history) == timeless(other.history)
+    assert not any((home / "runs" / configs[0].key).exists() for home in homes)  # the parent came with the child
+    assert re.findall(r"run (\d)/3", capsys.readouterr().out) == ["1", "2", "3"]
+
+
+def test_a_shared_folder_is_used_where_it_is_seen(address, homes, configs, tmp_path):
+    before = [tree(home) for home in homes]
+    with connect(address) as executor:
+        (run,) = run_grid(Runs(tmp_path, tmp_path / "none"), [replace(configs[0], train_images=32)], executor)
+    assert names(tmp_path) == [run.key] and [tree(home) for home in homes] == before
+    assert not list((tmp_path / ".locks").glob("grid-*"))
+
+
+def test_the_command_trains_on_a_scheduler(address, homes, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 0
+    assert "run 2/2" in capsys.readouterr().out and len(names(tmp_path / "runs")) == 2
+
+
+# bad input
+
+
+def test_other_versions_are_one_message_before_anything_starts(address, monkeypatch, tmp_path, capsys):
+    def elsewhere(*_):
+        raise ModuleNotFoundError("No module named 'mnv3nb'")
+
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    monkeypatch.setattr(cluster, "__version__", "0.0.1")
+    monkeypatch.setattr(Client, "run_on_scheduler", elsewhere)  # this one is of this process
+    assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "scheduler has mnv3nb not to be loaded (No module" in error
+    assert re.search(r"tcp://127\.0\.0\.1:\d+ has mnv3nb .*, here 0\.0\.1", error) and not names(tmp_path)
+
+
+def test_places_with_other_versions_or_none_are_named_and_many_are_counted():
+    here = versions()
+    places = {"scheduler": ModuleNotFoundError("no torch")} | {f"w{i}": here | {"torch": "2.8.0"} for i in range(5)}
+    with pytest.raises(ValueError) as caught:
+        check_versions(places | {"good": here}, here)
+    assert str(caught.value) == (
+        f"versions differ: scheduler has mnv3nb not to be loaded (no torch), here {here['mnv3nb']}; "
+        f"w0 has torch 2.8.0, here {here['torch']}; w1 has torch 2.8.0, here {here['torch']}; and 3 more. "
+        "Install the same ones everywhere"
+    )
+
+
+@pytest.mark.parametrize("given", ["tcp://127.0.0.1:1", "nonsense", "http://127.0.0.1:1"])
+def test_an_unreachable_scheduler_is_one_line(given, capsys):
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", given]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"mnv3nb grid: no Dask scheduler answers at {given!r}")
+
+
+class Fake(Executor):
+    """Fulfils futures with what `answer` returns or raises."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def submit(self, function, *args):
+        future = Future()
+        try:
+            future.set_result(self.answer(function, *args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_data_that_a_worker_lacks_or_has_otherwise_are_named(configs, tmp_path):
+    absent = replace(configs[0], dataset=str(tmp_path / "absent.npz"))
+    runs, mark = Runs(tmp_path, tmp_path), tmp_path / "unseen"
+    with pytest.raises(FileNotFoundError, match=r"worker on .*: no data file .*absent\.npz"):
+        work(absent, "0123456789ab", runs, mark, versions(), None)
+    with pytest.raises(ValueError, match="holds other images than where the grid was started"):
+        work(configs[0], "0123456789ab", runs, mark, versions(), None)
+    with pytest.raises(ValueError, match=r"versions differ: worker on .* has torch .*, here 1\.0"):
+        work(configs[0], configs[0].key, runs, mark, versions() | {"torch": "1.0"}, None)
+
+
+def test_a_run_whose_workers_keep_dying_does_not_stop_the_others(configs, reference, tmp_path):
+    def answer(function, config, *args):
+        if config.key == configs[2].key:
+            raise KilledWorker("work", SimpleNamespace(address="tcp://w"), 3)
+        return function(config, *args)
+
+    with pytest.raises(RuntimeError, match=r"2 run\(s\) failed:\n.*workers died.*\n.*its parent failed"):
+        run_grid(Runs(tmp_path, tmp_path / "none", progress=False), configs, Fake(answer))
+    assert names(tmp_path) == sorted(config.key for config in configs[:2])
+
+
+def test_a_scheduler_that_ends_is_one_line(configs, tmp_path):
+    def answer(*args):
+        raise CancelledError
+
+    with pytest.raises(RuntimeError, match="was cancelled, or its scheduler ended"):
+        run_grid(Runs(tmp_path, tmp_path / "none"), configs, Fake(answer))
+
+
+def test_a_run_that_comes_home_replaces_an_unfinished_one_and_is_kept_once(configs, reference, tmp_path, capsys):
+    runs = Runs(tmp_path, tmp_path / "none")
+    files = {name: (reference[0].folder / name).read_bytes() for name in FILES}
+    (tmp_path / configs[0].key).mkdir()
+    (tmp_path / configs[0].key / "state.safetensors").write_bytes(b"of an epoch")
+    assert keep(runs, configs[0], files).folder == tmp_path / configs[0].key
+    before = tree(tmp_path)
+    assert keep(runs, configs[0], {}).key == configs[0].key and tree(tmp_path) == before
+    assert names(tmp_path) == [configs[0].key] and names(tmp_path / configs[0].key) == sorted(FILES)
+    damaged = files | {"model.safetensors": files["model.safetensors"][:-1]}
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        keep(Runs(tmp_path / "other", tmp_path / "none"), configs[0], damaged)
