@@ -14,8 +14,8 @@ figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 S
 test: $(READY) lint
 	$(BIN)/python -m pytest
 
-lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+lab: $(READY)  ## JupyterLab on runs/notebooks, a copy that is yours to edit
+	$(BIN)/python -m mnv3nb.experiments.working_copy
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s
