@@ -1,5 +1,6 @@
 """The course and every other page for readers: links lead somewhere, and what is said to be in a notebook is there."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from support import ROOT
 from mnv3nb.experiments.notebooks import SOURCES, find_notebooks
 
 COURSE = (SOURCES / "README.md").read_text()
-PAGES = sorted(path for pattern in ("*.md", "*/*.md", "figures/bench/*.md") for path in ROOT.glob(pattern))
+PAGES = sorted(path for pattern in ("*.md", "[!bd]*/*.md", "figures/bench/*.md") for path in ROOT.glob(pattern))
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 
 
@@ -63,7 +64,7 @@ def test_there_are_four_lessons_of_90_minutes():
     for lesson in lessons:
         times = [(int(a), int(b)) for a, b in re.findall(r"^\| (\d+)-(\d+) \|", lesson, re.MULTILINE)]
         assert times[0][0] == 0 and times[-1][1] == 90
-        assert all(one[1] == other[0] for one, other in zip(times, times[1:]))
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(times))
         for part in ("**Before**", "make figures ONLY=", "**Ask**", "| students think | what refutes it |"):
             assert part in lesson
 
@@ -73,3 +74,22 @@ def test_every_word_of_the_glossary_has_its_chinese():
     rows = row.findall((SOURCES / "GLOSSARY.md").read_text())
     assert len(rows) > 35
     assert all(re.search(r"[\u4e00-\u9fff]", chinese) for _, chinese, _ in rows)
+
+
+def test_the_chinese_readme_holds_the_same_numbers_tables_commands_and_links():
+    pages = [(ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md")]
+    tables, numbers = r"<!-- \w+ -->.*?<!-- end -->", r"\d[\d ]*(?:\.\d+)?(?:e[+-]?\d+)?"
+    for what in (tables, numbers, r"`[^`]+`", r"https?://[^\s)\"]+"):
+        prose = [" ".join(re.sub(r"```.*?```", "", page, flags=re.DOTALL).split()) for page in pages]
+        english, chinese = ({text.strip() for text in re.findall(what, page)} for page in prose)
+        assert english == chinese, what
+    code = [
+        re.findall(r"^[^#\n]+", "\n".join(re.findall(r"```(.*?)```", page, re.DOTALL)), re.MULTILINE) for page in pages
+    ]
+    assert code[0] == code[1]
+    links = [set(LINK.findall(page)) - {"README.md", "README.zh-CN.md", "notebooks/GLOSSARY.md"} for page in pages]
+    assert links[0] == links[1]
+
+
+def test_the_readme_is_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
