@@ -17,6 +17,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
+SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 STOREYS = ("core", "deployment", "experiments", "plots", "report", "top")
 TOP = ("lab", "explorer")
@@ -34,22 +35,19 @@ if find_spec("mnv3nb") is None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="digits", help="whose executed notebooks and figures are shown")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
-    options = parser.parse_args()
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    source, out = options.out.with_name("site-source"), options.out
-    for folder in (source, out):
+    profile, repository = parser.parse_args().profile, os.environ.get("GITHUB_REPOSITORY")
+    for folder in (SOURCE, SITE):
         shutil.rmtree(folder, ignore_errors=True)
-    stage(source, options.profile, repository)
+    stage(SOURCE, profile, repository)
+    commands = [["sphinx", "-b", "html", "-q", "-d", f"{SOURCE}-cache", SOURCE, SITE]]
     if find_spec("mnv3nb.report.explorer_page"):
-        made = ["--profile", options.profile, "--out", str(source / "extra" / "explorer.html")]
-        subprocess.run([sys.executable, "-m", "mnv3nb.report.explorer_page", *made], cwd=ROOT, check=True)
-    subprocess.run(
-        [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-d", f"{source}-cache", source, out], check=True
-    )
+        page = SOURCE / "extra" / "explorer.html"
+        commands.insert(0, ["mnv3nb.report.explorer_page", "--profile", profile, "--out", page])
+    for command in commands:
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     if repository:
-        colab(out / "colab", repository)
-    print(f"written: {out / 'index.html'}")
+        colab(SITE / "colab", repository)
+    print(f"written: {SITE / 'index.html'}")
 
 
 def stage(source: Path, profile: str, repository: str | None) -> None:

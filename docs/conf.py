@@ -24,11 +24,12 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 160  # counted with the full names of types
 toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
 html_title = "mnv3nb"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["extra"]

@@ -11,7 +11,9 @@ from support import ROOT
 from mnv3nb.experiments.notebooks import SOURCES, find_notebooks
 
 COURSE = (SOURCES / "README.md").read_text()
-PAGES = sorted(path for pattern in ("*.md", "[!bd]*/*.md", "figures/bench/*.md") for path in ROOT.glob(pattern))
+PAGES = sorted(
+    path for pattern in ("*.md", "notebooks/*.md", "results/*.md", "figures/**/*.md") for path in ROOT.glob(pattern)
+)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 
 
