@@ -52,7 +52,7 @@ def setup(app) -> None:
         raise SkipNode
 
     def block(self, node) -> None:
-        self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+        self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
         raise SkipNode
 
     def bars(app, what, name, obj, options, lines) -> None:
