@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: figures test lab bench soak readme exercises lint clean
+.PHONY: figures test lab site bench soak readme exercises lint clean
 .DELETE_ON_ERROR:
 
 figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 SEEDS=3
@@ -14,8 +14,15 @@ figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 S
 test: $(READY) lint
 	$(BIN)/python -m pytest
 
-lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+lab: $(READY)  ## JupyterLab on runs/notebooks, a copy that is yours to edit
+	$(BIN)/python -m mnv3nb.experiments.working_copy
+
+site: .venv/.site  ## build/site: the pages and the notebooks of figures/$(PROFILE) as a static site; needs no network
+	$(BIN)/python docs/build.py --profile $(PROFILE)
+
+.venv/.site: $(READY) docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r docs/requirements.txt
+	@touch $@
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s

@@ -24,7 +24,9 @@ def canonical(name: str) -> str:
 
 
 def pins() -> dict[str, Requirement]:
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    """Of the package's file and of the site's beside it."""
+    texts = [(ROOT / folder / "requirements.txt").read_text() for folder in ("", "docs")]
+    lines = [line.split("#")[0].strip() for text in texts for line in text.splitlines()]
     requirements = [Requirement(line) for line in lines if line and not line.startswith("-")]
     names = [canonical(r.name) for r in requirements]
     assert len(set(names)) == len(names), "a package is pinned twice"
@@ -56,10 +58,11 @@ def test_python_is_the_same_everywhere():
     environment = (ROOT / "environment.yml").read_text()
     assert "-r requirements.txt" in environment
     assert allowed.contains(re.search(r"python=([\d.]+)", environment)[1])
-    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
-    versions = re.findall(r'"(3\.\d+)"', workflow)
-    assert versions and all(allowed.contains(version) for version in versions)
-    assert min(map(Version, versions)) == Version("3.11")
+    assert allowed.contains((ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-"))
+    workflows = {path.stem: path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    versions = {name: re.findall(r'"(3\.\d+)"', text) for name, text in workflows.items()}
+    assert all(found and all(map(allowed.contains, found)) for found in versions.values())
+    assert min(map(Version, versions["test"])) == Version("3.11")
 
 
 def test_the_core_needs_neither_jupyter_nor_pandas_nor_plotting():

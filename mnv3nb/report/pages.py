@@ -22,7 +22,7 @@ from .measures import collapse, dead_share, largest_jump, run_table, table_2
 from .statistics import VERDICTS, paired_differences
 from .verdicts import counts, judged, number, reproduction, shown
 
-PAGES = ("README.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
+PAGES = ("README.md", "README.zh-CN.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
 PROFILE = get_profile("cifar")
 REPORT = "results/report.csv"
 ALL_SEEDS = range(10)  # of which recorded runs are looked for
@@ -71,7 +71,7 @@ def read_report(root: Path) -> pd.DataFrame:
 
 
 def half(root: Path) -> str:
-    """README's one table: the paper against ours at 50 %."""
+    """The one table of README and its translation: the paper against ours at 50 %."""
     table = read_report(root)
     return markdown(shown(table[table.main & table.name.str.contains("50%|Table 5's")]))
 
