@@ -12,6 +12,8 @@ ENTITIES = {
     "re-estimated": ("#7f6000", "*"),
     "fine-tuned": ("#0072b2", "o"),
     "fair baseline": ("#332288", "^"),
+    "from scratch": ("#117733", "<"),
+    "by latency": ("#aa4499", "d"),
     "raw": ("#d55e00", "X"),
     "aligned": ("#009e73", "h"),
     "removed": ("#d55e00", "x"),
@@ -56,6 +58,7 @@ def use_style() -> None:
         "figure.figsize": (7.5, 4.2),
         "figure.constrained_layout.use": True,
         "savefig.dpi": 160,
+        "savefig.facecolor": "white",  # opaque, for notebooks with a dark theme
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
