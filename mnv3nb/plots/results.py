@@ -202,7 +202,7 @@ def _tiles(maps: Tensor, removed: Tensor) -> Tensor:
     high = maps.nan_to_num(-torch.inf).amax((0, 2, 3), keepdim=True)
     least = 0.05 * (high.max() - low.min()) + 1e-12
     grey = 0.5 + (maps - (low + high) / 2) / (high - low).clamp_min(least)
-    rgb = grey.clamp(0, 1).unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    rgb = 0.88 * grey.clamp(0, 1).unsqueeze(2).expand(-1, -1, 3, -1, -1)  # white is between the tiles
     rgb = torch.where(removed[:, None, None, None], 0.6 * rgb + 0.4 * REMOVED, rgb)
     rgb = torch.where(rgb.isnan(), REMOVED, rgb)
     larger = max(1, 32 // maps.shape[-1])

@@ -64,6 +64,7 @@ def use_style() -> None:
         "axes.grid": True,
         "grid.color": "0.9",
         "axes.titlesize": "medium",
+        "lines.markersize": 7,
         "legend.frameon": False,
         "legend.fontsize": "small",
         "svg.hashsalt": "mnv3nb",
