@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from html import escape
 from numbers import Integral, Real
 
@@ -33,6 +33,17 @@ class Interrupted(KeyboardInterrupt):
         return [str(self)]
 
 
+def _resumable(run):
+    @wraps(run)
+    def run_or_tell(*args, **options):
+        try:
+            return run(*args, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
+
+    return run_or_tell
+
+
 class Lab:
     """One `profile`: `.p`, its numbers; `.runs`; `.data`. `seed`: the first of so many `seeds`."""
 
@@ -45,6 +56,7 @@ class Lab:
         """The profile's images."""
         return load_once(self.p.dataset).subset(self.p.train_images)
 
+    @_resumable
     def run(
         self, what: str | RunConfig | Iterable[RunConfig], seed: int | None = None, model: bool = False
     ) -> list[Run]:
@@ -55,11 +67,8 @@ class Lab:
         if isinstance(what, str):
             seeds = self.seeds if seed is None else [seed]
             what = [config for s in seeds for config in self.p.experiment(what, s)]
-        try:
-            found = run_grid(self.runs, [what] if isinstance(what, RunConfig) else what)
-            return [self.runs.run(run.config, model=True) for run in found] if model else found
-        except KeyboardInterrupt:
-            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
+        found = run_grid(self.runs, [what] if isinstance(what, RunConfig) else what)
+        return [self.runs.run(run.config, model=True) for run in found] if model else found
 
     def show(
         self, result: Figure | pd.DataFrame, name: str, runs: Iterable[Run] = (), digits: int | None = None
