@@ -19,6 +19,7 @@ class Progress:
         return self
 
     def __exit__(self, *_):
+        self.bar.total = self.bar.n  # else a notebook keeps the bar of a training that was interrupted
         self.bar.close()
 
     def step_done(self) -> None:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
+from html import escape
 from numbers import Integral, Real
 
 import matplotlib.pyplot as plt
@@ -20,9 +21,27 @@ from .experiments.notebooks import RUNS_MIME
 from .experiments.profiles import get_profile
 from .experiments.runs import Runs
 from .experiments.store import Run
-from .report.verdicts import reproduction, shown
+from .report.verdicts import remarks, reproduction, shown
 
 ROWS = 40  # of a long table that are displayed; its file has all
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was interrupted by hand: a notebook shows one line and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [str(self)]
+
+
+def _resumable(run):
+    @wraps(run)
+    def run_or_tell(*args, **options):
+        try:
+            return run(*args, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
+
+    return run_or_tell
 
 
 class Lab:
@@ -37,6 +56,7 @@ class Lab:
         """The profile's images."""
         return load_once(self.p.dataset).subset(self.p.train_images)
 
+    @_resumable
     def run(
         self, what: str | RunConfig | Iterable[RunConfig], seed: int | None = None, model: bool = False
     ) -> list[Run]:
@@ -76,10 +96,10 @@ class Lab:
         _caption(path + show(result, f"{default_home()}/{path}"), list({run.key: run for run in runs}.values()))
 
     def compare(self, source: str) -> None:
-        """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict."""
+        """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
         table, used = reproduction(self.p, self.runs, self.seeds, source)
-        name = source.lower().replace("§", "section").replace(" ", "_")
-        self.show(shown(table), f"compare_{name}", used)
+        name, why = source.lower().replace("§", "section").replace(" ", "_"), remarks(table)
+        self.show(shown(table).assign(**{"why": why} if any(why) else {}), f"compare_{name}", used)
 
 
 def _show_figure(fig: Figure, path: str) -> str:
@@ -99,9 +119,11 @@ def _show_table(table: pd.DataFrame, path: str, digits: int | None) -> str:
     if "criterion" in text:
         text["criterion"] = text.criterion.replace(plots.CRITERION_LABELS)
     text.columns = [str(name).replace("_pct", " (%)").replace("_", " ") for name in text]
-    html = f'<div style="overflow-x: auto">{text.to_html(index=False)}</div>'  # never wider than the page
+    with pd.option_context("display.max_colwidth", None):
+        plain, html = text.to_string(index=False), text.map(_left).to_html(index=False, escape=False)
+    html = f'<div style="overflow-x: auto">{html}</div>'  # never wider than the page
     html += f"<p>the first {ROWS} of {len(table)} rows</p>" if len(table) > ROWS else ""
-    display({"text/html": html, "text/plain": text.to_string(index=False)}, raw=True)
+    display({"text/html": html, "text/plain": plain}, raw=True)
     return ".csv"
 
 
@@ -116,6 +138,12 @@ def _cell(value: object, digits: int | None) -> str:
     if digits is None:
         return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
     return f"{value:,.{digits}f}"
+
+
+def _left(text: str) -> str:
+    """A cell as HTML; sentences, which notebooks would align to the right, start at the left."""
+    sentence = len(text) > 30
+    return f'<div style="text-align: left; min-width: 16em">{escape(text)}</div>' if sentence else escape(text)
 
 
 def _caption(path: str, runs: list[Run]) -> None:

@@ -83,6 +83,18 @@ def test_no_file_has_over_250_lines_and_no_function_over_50(path):
             assert node.end_lineno - node.lineno < 50, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
 
 
+def test_a_public_docstring_fits_a_tooltip():
+    """JupyterLab's is 250 px high: some 14 lines, signature included."""
+    import inspect
+
+    import mnv3nb
+    from mnv3nb.lab import Lab
+
+    public = [getattr(mnv3nb, name) for name in dir(mnv3nb) if not name.startswith("_")]
+    for thing in [*filter(callable, public), Lab, Lab.run, Lab.show, Lab.compare]:
+        assert 1 <= len(inspect.getdoc(thing).splitlines()) <= 8, thing
+
+
 def test_importing_mnv3nb_needs_no_notebook_package():
     import subprocess
     import sys

@@ -7,9 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from mnv3nb import lab as module
+from mnv3nb._progress import Progress
 from mnv3nb.experiments.notebooks import RUNS_MIME
 from mnv3nb.lab import Lab
-from mnv3nb.report.verdicts import reproduction, shown
+from mnv3nb.report.verdicts import remarks, reproduction, shown
 
 
 @pytest.fixture
@@ -94,8 +95,47 @@ def test_compare_is_what_the_report_says(displayed, tmp_path):
     table, _ = reproduction(lab.p, lab.runs, [0])
     for source, name in (("Table 1", "table_1"), ("§ 3.2.1", "section_3.2.1")):
         lab.compare(source)
-        expected = shown(table[table.source == source]).to_csv(index=False)
+        some = table[table.source == source]
+        expected = shown(some).assign(why=remarks(some)).to_csv(index=False)
         assert (tmp_path / "figures" / "smoke" / f"compare_{name}.csv").read_text() == expected
+
+
+def test_a_remark_is_what_the_other_columns_do_not_say():
+    why = [
+        "fewer than 3 seeds",
+        "equal as printed: 2507; the rule m ≤ t was taken from it",
+        "fewer than 3 seeds; not CIFAR",
+    ]
+    assert remarks(pd.DataFrame({"why": why})).tolist() == ["", "the rule m ≤ t was taken from it", "not CIFAR"]
+
+
+def test_sentences_in_a_table_are_whole_and_begin_at_the_left(displayed):
+    sentence = "profile smoke trains on digits, not on CIFAR: its λ < 1 is not the paper's"
+    Lab("smoke").show(pd.DataFrame({"n": [2507], "why": [sentence]}), "table")
+    html, plain = displayed[0]["text/html"], displayed[0]["text/plain"]
+    assert "text-align: left" in html and "its λ &lt; 1 is not the paper" in html and "<td>2,507</td>" in html
+    assert sentence in plain
+
+
+def test_an_interrupt_is_one_line_that_tells_what_to_do(monkeypatch):
+    def interrupt(runs, configs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_grid", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        Lab("smoke").run("table2")
+    assert stopped.value._render_traceback_() == [
+        "Interrupted: run this cell again, and it resumes after the last whole epoch."
+    ]
+
+
+def test_the_bar_of_an_interrupted_training_goes(monkeypatch):
+    """A notebook keeps the bar, in red, if it is closed before its end."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt), Progress("x", epochs=2, steps=5, done=0, shown=True) as progress:
+        progress.step_done()
+        raise KeyboardInterrupt
+    assert progress.live and progress.bar.n == progress.bar.total == 1
 
 
 def test_run_takes_experiments_configs_and_seeds_and_trains_only_what_is_missing(run, monkeypatch):

@@ -77,13 +77,13 @@ def test_its_cells_are_short_and_tell_a_story(path):
 
 @each
 def test_the_lesson_has_at_most_80_lines_of_code(path):
-    """What stands before the appendix; a few import lines more are allowed."""
+    """What stands before the appendix."""
     lines = 0
     for cell in cells(path):
         if cell.cell_type == "markdown" and re.search(r"^## Appendix", cell.source, re.MULTILINE):
             break
         lines += len([line for line in cell.source.splitlines() if line.strip()]) * (cell.cell_type == "code")
-    assert lines <= 85
+    assert lines <= 80
 
 
 @each

@@ -78,7 +78,7 @@ FIGURES = {
     "bottleneck": lambda dense: plots.bottleneck_drawing(dense),
     "bottleneck of MobileNetV2": lambda dense: plots.bottleneck_drawing(mobilenet_v2(), 2),
     "block of MobileNetV2": lambda dense: plots.block_drawing(mobilenet_v2(), 2),
-    "method": lambda dense: plots.method_drawing(dense, cut(dense)[0], 0.5, 1e-3, HISTORY, HISTORY),
+    "method": lambda dense: plots.method_drawing(dense, cut(dense)[0], 0.5, 1e-3, HISTORY, HISTORY, 0.9),
     "cut": lambda dense: plots.cut_drawing(dense, cut(dense)[0], cut(dense)[1][12], 12),
     "cut without SE": lambda dense: plots.cut_drawing(dense, cut(dense)[0], cut(dense)[1][0], 0),
     "Figure 6": lambda dense: plots.gamma_by_lambda({lam: scores() for lam in (0.0, 1e-5, 1e-3)}, 1e-5),

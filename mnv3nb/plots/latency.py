@@ -15,7 +15,9 @@ def latency_against_flops(table: pd.DataFrame, networks: Sequence[str]) -> Figur
     `table`: columns network ("dense" among them), engine, threads, batch, flops, ratio, ratio_low, ratio_high
     (quartiles over rounds, drawn as whiskers). `networks`: which of them are drawn.
     """
-    where = table.engine + ", batch " + table.batch.astype(str) + ", threads: " + table.threads.astype(str)
+    table = table.sort_values(["engine", "threads", "batch"], kind="stable")
+    threads = table.threads.map(lambda count: f"{count} thread{'s' * (count > 1)}")
+    where = table.engine + ", batch " + table.batch.astype(str) + ", " + threads
     table = table.assign(where=where.where(~table.engine.str.contains("GPU"), table.engine))
     promise = table.drop_duplicates("network").assign(where="FLOPs, as counted by the paper")
     promise["ratio"] = promise.flops / promise.flops[promise.network == "dense"].item()

@@ -23,11 +23,18 @@ STEPS = ("Train sparsely", "expand"), ("Rank", "se"), ("Zero and delete", "remov
 
 
 def method_drawing(
-    dense: nn.Module, pruned: nn.Module, rate: float, lam: float, training: pd.DataFrame, tuning: pd.DataFrame
+    dense: nn.Module,
+    pruned: nn.Module,
+    rate: float,
+    lam: float,
+    training: pd.DataFrame,
+    tuning: pd.DataFrame,
+    folded: float,
 ) -> Figure:
     """Figure 4: the four steps with the numbers of one example.
 
-    `dense`: sparse-trained at λ = `lam`; `pruned`: the same, cut at `rate`; `training`, `tuning`: histories of `train`.
+    `dense`: sparse-trained at λ = `lam`; `pruned`: the same, cut at `rate`; `training`, `tuning`: histories of `train`;
+    `folded`: accuracy, in [0, 1], before fine-tuning with the constants of removed channels folded in.
     """
     gamma, m = (torch.cat(score(dense, name)) for name in ("gamma", "gamma_sparsity"))
     t, (whole, left) = threshold([m], rate), ([b.width for b in blocks(model)] for model in (dense, pruned))
@@ -37,7 +44,7 @@ def method_drawing(
         f"cross-entropy + λ·Σ|γ|\nλ = {lam:g}, epochs: {len(training) - 1}\naccuracy {accuracies[0]}",
         f"m = |γ|·S (Eq. 5)\n{len(m):,} filters of {len(whole)} blocks\nin one order",
         f"m ≤ t = {t:.2g} at {rate:.0%}\n{sum(left):,} filters stay\n{large:.2f} M → {small:.2f} M parameters",
-        f"cross-entropy alone\nepochs: {len(tuning) - 1}\naccuracy {accuracies[1]} → {accuracies[2]}",
+        f"cross-entropy, epochs: {len(tuning) - 1}\n{accuracies[1]} (folded: {folded:.1%})\n→ accuracy {accuracies[2]}",
     )
     fig, ax = canvas(10, 4.5)
     for x, (title, role), text in zip(np.arange(1.3, 10, 2.47), STEPS, texts):
@@ -56,7 +63,8 @@ def method_drawing(
     panels[2].bar(range(len(left)), left, color=LOOKS["kept"]["color"])
     panels[2].set(xlabel="block", ylabel="filters (orange: removed)")
     panels[3].plot(tuning.epoch, 100 * tuning.test_accuracy, **LOOKS["fine-tuned"])
-    panels[3].set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 103))
+    panels[3].plot(0, 100 * folded, **LOOKS["folded"] | {"linestyle": "none", "markersize": 9})
+    panels[3].set(xlabel="epoch (plus: folded)", ylabel="test accuracy (%)", ylim=(0, 103))
     for panel in panels:
         panel.tick_params(labelsize=9)
         panel.grid(visible=False)
@@ -133,7 +141,7 @@ def widths_chart(
     ax, numbers = fig.subplots(), range(len(dense))
     ax.bar(numbers, 100 * np.divide(widths, dense), color=LOOKS["kept"]["color"], label="ours", zorder=2)
     if published is not None:
-        ax.plot(numbers, 100 * published["after"] / published["before"], **PAPER)
+        ax.plot(numbers, 100 * published["after"] / published["before"], **PAPER | {"label": "paper, CIFAR-10"})
         ax.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     ax.set(xlabel="block, its dense width → the width that is left", ylabel="filters left (%)", ylim=(0, 105))
     ax.set_xticks(numbers, [f"{i}\n{old}\n→ {new}" for i, old, new in zip(numbers, dense, widths)], fontsize=11)

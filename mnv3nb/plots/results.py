@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from pandas import DataFrame
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -48,15 +48,18 @@ def gamma_by_lambda(gammas: Mapping[float, Tensors], highlight: float | None = N
 def learning_curves(histories: Mapping[str, DataFrame | list[dict]]) -> Figure:
     """Training cross-entropy and test error by epoch, one line per label; both on log scales, which show small changes.
 
-    Histories are those of `train`; their column epoch may be shifted to draw one training after another.
+    Histories are those of `train`; their column epoch may be shifted to draw one training after another. A label of
+    LOOKS is drawn as everywhere.
     """
     fig = Figure(figsize=(10, 4.2), layout="constrained")
     loss, error = fig.subplots(1, 2)
     for (label, history), marker in zip(histories.items(), "osv^DPX*"):
         history = DataFrame(history)
-        style = {"marker": marker, "markevery": 0.1, "label": label}
+        style = {"marker": marker, "label": label} | LOOKS.get(label, {}) | {"markevery": 0.1}
         loss.plot(history.epoch, history.train_loss, **style)
         error.plot(history.epoch, (100 - 100 * history.test_accuracy).clip(lower=0.02), **style)
+    loss.xaxis.set_major_locator(MaxNLocator(integer=True))
+    error.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set(xlabel="epoch", ylabel="training cross-entropy (nats)", yscale="log")
     error.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
     error.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
@@ -199,7 +202,7 @@ def _tiles(maps: Tensor, removed: Tensor) -> Tensor:
     high = maps.nan_to_num(-torch.inf).amax((0, 2, 3), keepdim=True)
     least = 0.05 * (high.max() - low.min()) + 1e-12
     grey = 0.5 + (maps - (low + high) / 2) / (high - low).clamp_min(least)
-    rgb = grey.clamp(0, 1).unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    rgb = 0.88 * grey.clamp(0, 1).unsqueeze(2).expand(-1, -1, 3, -1, -1)  # white is between the tiles
     rgb = torch.where(removed[:, None, None, None], 0.6 * rgb + 0.4 * REMOVED, rgb)
     rgb = torch.where(rgb.isnan(), REMOVED, rgb)
     larger = max(1, 32 // maps.shape[-1])

@@ -168,6 +168,7 @@ def all_runs(root: Path) -> str:
         "key",
         "epochs",
         "accuracy_before_pct",
+        "accuracy_folded_pct",
         "accuracy_pct",
         "holdout",
         "parameters_m",

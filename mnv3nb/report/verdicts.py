@@ -1,6 +1,7 @@
 """The report: each claim of the paper beside what the runs that are there say, with a verdict."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
@@ -119,6 +120,14 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def remarks(table: pd.DataFrame) -> pd.Series:
+    """What `why` says beyond the columns of `shown`; may be empty."""
+    said = re.compile(rf"equal as printed|fewer than {SEEDS} seeds")
+    return table.why.map(lambda why: "; ".join(part for part in why.split("; ") if not said.match(part)))
+
+
 def number(value: float) -> str:
-    """A number with four significant digits; a dash for a missing one."""
-    return "–" if math.isnan(value) else f"{value:.4g}"
+    """An integer with thousands separators, another number with four significant digits; a dash for a missing one."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
