@@ -16,7 +16,8 @@ from .deployment.export import export_onnx, export_program
 from .deployment.widths import fit_masks
 from .experiments.cluster import connect
 from .experiments.grid import plan, run_grid
-from .experiments.profiles import EXPERIMENTS, get_profile
+from .experiments.profile import EXPERIMENTS
+from .experiments.profiles import get_profile
 from .experiments.record import recorder
 from .experiments.runs import Runs
 from .experiments.store import other_formats

@@ -11,7 +11,8 @@ import torch
 
 from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, paper
 from mnv3nb.experiments.config import RunConfig
-from mnv3nb.experiments.profiles import EXPERIMENTS, PROFILES, get_profile
+from mnv3nb.experiments.profile import EXPERIMENTS
+from mnv3nb.experiments.profiles import PROFILES, get_profile
 from mnv3nb.report import measures, pages
 from mnv3nb.report.claims import claims, questions
 from mnv3nb.report.statistics import VERDICTS

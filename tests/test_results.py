@@ -7,7 +7,8 @@ import pytest
 from support import ROOT
 
 from mnv3nb import evaluate, load_dataset
-from mnv3nb.experiments.profiles import EXPERIMENTS, PROFILES
+from mnv3nb.experiments.profile import EXPERIMENTS
+from mnv3nb.experiments.profiles import PROFILES
 from mnv3nb.experiments.runs import Runs
 from mnv3nb.experiments.store import other_formats, read_run
 

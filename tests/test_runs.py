@@ -17,7 +17,8 @@ from mnv3nb.data import SPLITS
 from mnv3nb.experiments import grid, store
 from mnv3nb.experiments.config import PruneConfig, RunConfig
 from mnv3nb.experiments.grid import plan, run_grid, work_left
-from mnv3nb.experiments.profiles import EXPERIMENTS, PROFILES, get_profile
+from mnv3nb.experiments.profile import EXPERIMENTS
+from mnv3nb.experiments.profiles import PROFILES, get_profile
 from mnv3nb.experiments.record import record
 from mnv3nb.experiments.runs import Runs
 from mnv3nb.experiments.store import FILES, State, lock_run, other_formats, write_state

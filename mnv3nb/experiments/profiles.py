@@ -1,184 +1,10 @@
-"""Profiles: every number of every experiment, and the runs that each figure and table of the paper is drawn from."""
+"""The four profiles: every number of every experiment."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from .._files import lookup
-from ..importance import CRITERIA
-from ..pruning import SQUEEZES
 from ..training import TrainConfig
-from .config import PruneConfig, RunConfig
-
-FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
-_LONE = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """How much of notebook 09 is measured."""
-
-    multiple_of: int = 16
-    rates: tuple[float, ...] = (0.5, 0.6, 0.7)  # of the aligned networks that are fine-tuned
-    image_size: int = 224
-    batches: tuple[int, ...] = (1, 32)
-    rounds: int = 31
-    slow_rounds: int = 5  # for larger batches
-    widths: int = 60  # measured of a block
-    neighbours: int = 8  # for so many of them, the widths beside them too
-    quantized: int = 9  # networks in int8
-    calibration: int = 128  # images for it
-    images: int = 1000  # that judge accuracy
-    recalibration: int = 256  # images that BatchNorm is measured on anew
-    targets: tuple[float, ...] = (0.5, 0.55, 0.6, 0.7, 0.8)  # latencies of the blocks aimed at, as shares of dense
-    compile_seconds: float = 600
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One scale at which the whole paper is run.
-
-    `sparse`: training from random weights, before λ is set; `lams`: the five λ of Figure 6; `lam`: the one chosen,
-    whose network is pruned; `huge_lam`: one too large. `finetune`: after pruning; `rates`: Table 3's curve,
-    `collapse`: beyond it. `repeats`: fine-tunings with different seeds of one parent in Table 4. `second`: the data
-    set of Table 6. `plan`: experiments and the seeds they are trained for, the most valuable first. `recorded`: its
-    runs take hours, so notebooks draw those that are there, of `seeds` seeds, and train none. `lone`, `lone_steps` per
-    epoch, `lone_gammas`: γ that only the penalty moves, with the paper's Adam, λ and epochs; `lone_proximal_lam`: a λ
-    at which the proximal step moves them. `judges_accuracy`: whether the paper's accuracies are this profile's targets.
-    `minutes`: expected for each notebook on 2 CPU cores.
-    """
-
-    name: str
-    dataset: str
-    sparse: TrainConfig
-    finetune: TrainConfig
-    lams: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
-    lam: float = 1e-5
-    huge_lam: float = 1e-1
-    rates: tuple[float, ...] = FIVE_PERCENT_STEPS
-    collapse: tuple[float, ...] = (0.65, 0.70)
-    criteria: tuple[str, ...] = tuple(CRITERIA)
-    repeats: int = 3
-    second: str | None = None
-    second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    plan: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    recorded: bool = False
-    seeds: int = 1
-    train_images: int | None = None
-    pilots: tuple[dict, ...] = ()
-    holdout: int = 0
-    lone: TrainConfig = _LONE
-    lone_steps: int = 100
-    lone_gammas: int = 256
-    lone_proximal_lam: float = 0.1
-    latency: Latency = field(default=Latency(), compare=False)
-    judges_accuracy: bool = False
-    minutes: dict[int, float] = field(default_factory=dict, compare=False)
-
-    def sparse_run(self, lam: float | None = None, seed: int = 0, dataset: str | None = None, **changes) -> RunConfig:
-        """Sparse training from random weights at λ = `lam` (None: the chosen one); `changes`: fields of TrainConfig."""
-        config = replace(self.sparse, **{"lam": self.lam if lam is None else lam, "seed": seed} | changes)
-        return RunConfig(dataset or self.dataset, config, train_images=self.train_images)
-
-    def pruned_run(
-        self,
-        rate: float,
-        seed: int = 0,
-        criterion: str = "gamma_sparsity",
-        repeat: int = 0,
-        dataset: str | None = None,
-        **changes,
-    ) -> RunConfig:
-        """The sparse network of `seed` pruned at `rate` and fine-tuned; `changes`: fields of PruneConfig.
-
-        `repeat` > 0 draws another fine-tuning seed for the same parent. `inherit=False` trains the pruned shape from
-        scratch, as long as sparse training and fine-tuning together.
-        """
-        parent = self.sparse_run(seed=seed, dataset=dataset)
-        prune = PruneConfig(rate, criterion, **changes)
-        train = replace(self.finetune, seed=seed + 1000 * repeat)
-        if not prune.inherit:
-            epochs = self.sparse.epochs + self.finetune.epochs
-            train = replace(train, epochs=epochs, gamma_init=self.sparse.gamma_init)
-        return replace(parent, train=train, parent=parent, prune=prune)
-
-    def experiment(self, name: str, seed: int = 0) -> list[RunConfig]:
-        """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
-        return lookup(EXPERIMENTS, name, "experiment")(self, seed)
-
-    def planned(self) -> list[RunConfig]:
-        """Every run of the plan, in its order; without a plan, every experiment for seed 0."""
-        plan = self.plan or [(",".join(EXPERIMENTS), (0,))]
-        parts = [(name, seed) for names, seeds in plan for seed in seeds for name in names.split(",")]
-        return [config for name, seed in parts for config in self.experiment(name, seed)]
-
-    def ships_network(self, config: RunConfig) -> bool:
-        """Whether `config` is recorded with its network: all sparse ones that others start from, some of seed 0."""
-        shipped = [self.sparse_run(seed=config.train.seed), self.sparse_run(0.0)]
-        shipped += [self.pruned_run(0.0), self.pruned_run(0.5), self.pruned_run(0.5, multiple_of=16)]
-        if self.second:
-            shipped += [self.sparse_run(dataset=self.second), self.pruned_run(0.5, dataset=self.second)]
-        return config in shipped
-
-
-def get_profile(name: str) -> Profile:
-    """The profile of that name; raises ValueError, with the nearest name, if there is none."""
-    return lookup(PROFILES, name, "profile")
-
-
-def _table3(p: Profile, seed: int) -> list[RunConfig]:
-    coarse_first = sorted((*p.rates, *p.collapse), key=lambda rate: (round(rate * 100) % 10 > 0, rate))
-    return [p.pruned_run(rate, seed) for rate in coarse_first]
-
-
-def _table4(p: Profile, seed: int) -> list[RunConfig]:
-    """Besides all criteria ranked globally, two ranked within each layer, as their authors do."""
-    repeats = range(p.repeats)
-    runs = [p.pruned_run(0.5, seed, criterion, k) for criterion in p.criteria for k in repeats]
-    return runs + [p.pruned_run(0.5, seed, name, k, ranking="layer") for name in ("l1", "fpgm") for k in repeats]
-
-
-def _table6(p: Profile, seed: int) -> list[RunConfig]:
-    if not p.second:
-        return []
-    pruned = [p.pruned_run(rate, seed, dataset=p.second) for rate in p.second_rates]
-    return [p.sparse_run(seed=seed, dataset=p.second), *pruned]
-
-
-def _gamma_study(p: Profile, seed: int) -> list[RunConfig]:
-    """How γ gets to 1e-10: the chosen λ under other schedules and penalties."""
-    changes = ({}, {"schedule": "cosine_epoch"}, {"schedule": "constant"}, {"penalty": "proximal"}, {"penalty": "l2"})
-    return [p.sparse_run(seed=seed, **c) for c in changes]
-
-
-def _squeeze(p: Profile, seed: int) -> list[RunConfig]:
-    return [p.pruned_run(0.5, seed, repeat=k, squeeze=squeeze) for squeeze in SQUEEZES for k in range(p.repeats)]
-
-
-def _pilot(p: Profile, seed: int) -> list[RunConfig]:
-    return [replace(p.sparse_run(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
-
-
-# in order of value: the first runs are the ones to have when time is short
-EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
-    "baseline": lambda p, seed: [p.sparse_run(lam, seed) for lam in (0.0, p.lam)],
-    "half": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.0, 0.5)],
-    "table3": _table3,
-    "table6": _table6,
-    "table4": _table4,
-    "scratch": lambda p, seed: [p.pruned_run(0.5, seed, inherit=False)],
-    "aligned": lambda p, seed: [p.pruned_run(r, seed, multiple_of=p.latency.multiple_of) for r in p.latency.rates],
-    "fig6": lambda p, seed: [p.sparse_run(lam, seed) for lam in p.lams],
-    "gamma": _gamma_study,
-    "huge": lambda p, seed: [p.sparse_run(p.huge_lam, seed)],
-    "squeeze": _squeeze,
-    "table2": lambda p, seed: [p.sparse_run(seed=seed)],
-    "table5": lambda p, seed: [p.pruned_run(0.5, seed)],
-    "pilot": _pilot,
-    # parts of Tables 3, 4 and 6 for further seeds
-    "rates": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.3, 0.6)],
-    "criteria": lambda p, seed: [p.pruned_run(0.5, seed, name) for name in ("gamma", "sparsity", "l1_gamma")],
-    "half6": lambda p, seed: [p.pruned_run(r, seed, dataset=p.second) for r in (0.0, 0.5)] if p.second else [],
-}
+from .profile import LONE, Latency, Profile
 
 # few steps need a larger λ than the paper's, and γ that start at 0.5, as in network slimming, to get to 0 in time
 DIGITS = Profile(
@@ -203,7 +29,7 @@ SMOKE = replace(
     rates=(0.0, 0.3, 0.5),
     collapse=(0.7,),
     train_images=128,
-    lone=replace(_LONE, epochs=20, lr=1e-2),
+    lone=replace(LONE, epochs=20, lr=1e-2),
     latency=replace(DIGITS.latency, **_SMOKE_SIZES, rounds=3, quantized=2, compile_seconds=0),
     minutes={},
 )
@@ -232,10 +58,18 @@ CIFAR = Profile(
     ),
     recorded=True,
     seeds=3,
-    # on held-out images, at equal CPU time: which learning rate and batch size
+    # on held-out images: batch size and learning rate at equal epochs, image size at equal CPU time
     pilots=tuple(
-        {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lam": 3e-5}
-        for epochs, batch_size, lr in ((8, 64, 1e-3), (8, 128, 1e-3), (8, 128, 2e-3), (4, 128, 2e-3), (4, 64, 2e-3))
+        {"epochs": epochs, "batch_size": batch_size, "lr": lr, "image_size": size, "lam": 3e-5}
+        for epochs, batch_size, lr, size in (
+            (8, 64, 1e-3, 64),
+            (8, 128, 1e-3, 64),
+            (8, 128, 2e-3, 64),
+            (5, 128, 2e-3, 80),
+            (10, 128, 2e-3, 56),
+            (4, 128, 2e-3, 64),
+            (4, 64, 2e-3, 64),
+        )
     ),
     holdout=5000,
 )
@@ -251,3 +85,8 @@ PAPER = Profile(
     judges_accuracy=True,
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, DIGITS, CIFAR, PAPER)}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name; raises ValueError, with the nearest name, if there is none."""
+    return lookup(PROFILES, name, "profile")

@@ -11,7 +11,7 @@ from .._files import write_atomically
 from ..checkpoint import load_model, save_model
 from ..training import evaluate
 from .config import RunConfig
-from .profiles import Profile
+from .profile import Profile
 from .runs import Runs, dataset_of
 from .store import Run, lock_run, move_aside, read_run, write_result
 

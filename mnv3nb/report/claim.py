@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..experiments.config import RunConfig
-from ..experiments.profiles import Profile
+from ..experiments.profile import Profile
 from .measures import HALF, accuracy, gain
 from .statistics import MARGIN
 

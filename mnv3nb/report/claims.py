@@ -8,7 +8,7 @@ import torch
 
 from .. import paper
 from ..complexity import layer_costs
-from ..experiments.profiles import Profile
+from ..experiments.profile import Profile
 from ..experiments.store import Run
 from ..model import DENSE_WIDTHS, MobileNetV3Large
 from ..pruning import keep_masks

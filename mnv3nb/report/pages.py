@@ -14,7 +14,8 @@ import pandas as pd
 
 from .. import paper
 from .._files import default_home, lookup, write_atomically
-from ..experiments.profiles import EXPERIMENTS, get_profile
+from ..experiments.profile import EXPERIMENTS
+from ..experiments.profiles import get_profile
 from ..experiments.runs import Runs
 from ..experiments.store import Run, read_run
 from .claims import questions

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.config import RunConfig
-from ..experiments.profiles import EXPERIMENTS, Profile
+from ..experiments.profile import EXPERIMENTS, Profile
 from ..experiments.runs import Runs
 from ..experiments.store import Run
 from .claim import Claim, not_cifar
