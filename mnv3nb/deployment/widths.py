@@ -28,40 +28,30 @@ def fit_masks(model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_
     return top_masks(scores, fit_widths(scores, tables, limit))
 
 
-def block_costs(model: nn.Module, cost: str, multiple_of: int = 1, image_size: int = 224) -> list[dict[int, int]]:
+def block_costs(
+    model: nn.Module, cost: str, multiple_of: int = 1, image_size: int = 224, squeeze: str | None = None
+) -> list[dict[int, int]]:
     """For each block {width: its cost} at every multiple of `multiple_of` up to its width (a narrower block: its width).
 
     `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels, with the hidden
-    channels of SE that `prune` leaves at that width. The sum over the blocks differs from the network's cost by what
+    channels of SE that `prune(squeeze=...)` leaves at that width. The sum over the blocks differs from the network's cost by what
     lies outside the blocks. Raises ValueError for another cost or a multiple below 1.
     """
-    check_pruning(0, multiple_of)
-    tables = []
-    for block, factors in zip(blocks(model), cost_factors(model, cost, image_size)):
-        options = range(multiple_of, block.width + 1, multiple_of) or (block.width,)
-        hidden = {w: hidden_width(w, block.hidden, squeeze_rule(model)) for w in options}
-        tables.append({w: cost_at(factors, w, h) for w, h in hidden.items()})
-    return tables
-
-
-def cost_factors(model: nn.Module, cost: str, image_size: int = 224) -> list[tuple[int, int, int, int]]:
-    """For each block the (base, channel, hidden, pair) of which `cost_at` makes its cost; see `block_costs`."""
     if cost not in COSTS:
         raise ValueError(f"the cost must be one of {', '.join(COSTS)}, got {cost!r}")
-    # four points tell the four factors
+    check_pruning(0, multiple_of)
+    # a cost is base + channel·w + hidden·h + pair·w·h at width w with h hidden channels: four points tell the factors
     points = [current_costs(_uniform(model, w, h), cost, image_size) for w, h in ((1, 1), (2, 1), (1, 2), (2, 2))]
-    factors = []
-    for at_1_1, at_2_1, at_1_2, at_2_2 in zip(*points):
+    tables = []
+    for block, at_1_1, at_2_1, at_1_2, at_2_2 in zip(blocks(model), *points):
         pair = at_2_2 - at_2_1 - at_1_2 + at_1_1
         channel, hidden = at_2_1 - at_1_1 - pair, at_1_2 - at_1_1 - pair
-        factors.append((at_1_1 - channel - hidden - pair, channel, hidden, pair))
-    return factors
-
-
-def cost_at(factors: tuple[int, int, int, int], width: int, squeeze: int) -> int:
-    """A block's cost at `width` channels with `squeeze` hidden channels of SE, from its `cost_factors`."""
-    base, channel, hidden, pair = factors
-    return base + channel * width + hidden * squeeze + pair * width * squeeze
+        base, table = at_1_1 - channel - hidden - pair, {}
+        for w in range(multiple_of, block.width + 1, multiple_of) or (block.width,):
+            h = hidden_width(w, block.hidden, squeeze or squeeze_rule(model))
+            table[w] = base + channel * w + hidden * h + pair * w * h
+        tables.append(table)
+    return tables
 
 
 def current_costs(model: nn.Module, cost: str, image_size: int = 224) -> list[int]:
