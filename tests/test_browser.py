@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from support import ROOT
@@ -16,9 +17,10 @@ from mnv3nb.experiments.profiles import get_profile
 from mnv3nb.experiments.runs import Runs
 from mnv3nb.report.explorer_page import explorer_page
 
-CHROMIUM = os.environ.get("MNV3NB_CHROMIUM") or shutil.which("chromium")
+CHROMIUM = shutil.which(os.environ.get("MNV3NB_CHROMIUM", "chromium"))
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: install one or set MNV3NB_CHROMIUM to its path")
+PATIENCE = 300_000  # ms: until then a busy machine is slow, not broken
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -55,6 +57,10 @@ def lab(home, tmp_path_factory):
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
     try:
+        deadline = time.monotonic() + PATIENCE / 1000
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/lab"
     finally:
         server.terminate()
@@ -64,16 +70,9 @@ def lab(home, tmp_path_factory):
 def open_and_run(browser, address: str, width: int = 1024):
     """A page with the notebook at `address`, all its cells run; fails on an error output."""
     page = browser.new_page(viewport={"width": width, "height": 900})
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            page.goto(address)
-            break
-        except api.Error:  # the server is not up yet
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
     notebook = page.evaluate("""async () => { const widget = jupyterapp.shell.currentWidget;
         await widget.revealed; await widget.context.ready; await widget.sessionContext.ready;
         await jupyterapp.commands.execute("notebook:run-all-cells");
@@ -100,10 +99,11 @@ def drag(page, handle, track, numbers, rates, top: int) -> list[float]:
         before, start = numbers.inner_text(), time.perf_counter()
         page.mouse.move(box["x"] + box["width"] * (rate + 0.3) / top, box["y"] + box["height"] / 2)
         while numbers.inner_text() == before:
-            assert time.perf_counter() - start < 3, f"nothing followed the slider to {rate} %"
+            assert time.perf_counter() - start < 30, f"nothing followed the slider to {rate} %"
             page.wait_for_timeout(5)
         waits.append(time.perf_counter() - start)
     page.mouse.up()
+    assert median(waits) < 3
     return waits
 
 
@@ -124,12 +124,12 @@ def test_the_explorer_follows_its_slider(browser, lab, pictures):
     handle, track = slider.locator(".noUi-handle"), slider.locator(".noUi-base")
     drag(page, handle, track, numbers, [20, 0], 95)
     waits = drag(page, handle, track, numbers, range(2, 61, 2), 95)
-    page.wait_for_function("document.querySelector('.mnv3nb-numbers').innerText.includes('2,006 of')", timeout=3000)
+    page.wait_for_function("document.querySelector('.mnv3nb-numbers').innerText.includes('2,006 of')", timeout=PATIENCE)
     assert slider.locator(".widget-readout").inner_text() == "60"
     for name, value in expected(0.6).items():
         assert numbers.locator("span", has_text=name).locator("b").inner_text().startswith(value)
     raw = numbers.locator("span", has_text="raw accuracy").locator("b")
-    api.expect(raw).to_contain_text("%", timeout=30_000)  # a moment later
+    api.expect(raw).to_contain_text("%", timeout=PATIENCE)  # a moment later
     page.screenshot(path=pictures / "explorer.png")
     page.set_viewport_size({"width": 1440, "height": 900})
     page.screenshot(path=pictures / "explorer_wide.png")

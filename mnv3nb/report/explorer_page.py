@@ -13,8 +13,9 @@ from .. import paper
 from .._files import write_atomically
 from ..complexity import count_flops, count_parameters
 from ..deployment.widths import block_costs
-from ..experiments.profiles import Profile, get_profile
+from ..experiments.profiles import PROFILES, Profile
 from ..experiments.runs import Runs
+from ..importance import NEEDS_DATA, score
 from ..plots import CRITERION_LABELS, LOOKS
 from ..plots.picture import STAGES, score_bins
 from ..pruning import keep_masks, layer_collapse_rates, threshold
@@ -56,13 +57,14 @@ def recorded_accuracies(runs: Runs, profile: Profile, seed: int = 0) -> dict[tup
 def explorer_data(runs: Runs, profile: Profile, seed: int = 0) -> dict:
     """What the page shows of the sparse-trained network of `profile`, which is trained if it is not there.
 
-    For each criterion `cuts[multiple_of][rate in %]` = [widths, parameters, FLOPs at 224 px], and its scores.
+    For each criterion that needs no images: its scores, and `cuts[multiple_of][rate in %]`, each [widths, parameters,
+    FLOPs at 224 px].
     """
     sparse = runs.run(profile.sparse_run(seed=seed), model=True)
     model, accuracies, criteria = sparse.model(), recorded_accuracies(runs, profile, seed), {}
     tables = cost_tables(model, "paper").values()
-    for criterion in profile.criteria:
-        scores = runs.scores(profile.pruned_run(0.5, seed, criterion))
+    for criterion in (name for name in profile.criteria if name not in NEEDS_DATA):
+        scores = score(model, criterion, seed=seed)
         (edges, log), flat = score_bins(torch.cat(scores).numpy()), torch.cat(scores).numpy()
         chosen = {"label": CRITERION_LABELS[criterion], "log": log, "edges": edges.tolist(), "cuts": {}}
         chosen["counts"] = np.histogram(flat.clip(edges[0], edges[-1]), edges)[0].tolist()
@@ -89,9 +91,9 @@ def explorer_page(runs: Runs, profile: Profile, seed: int = 0) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="write the explorer as one HTML file")
-    parser.add_argument("--profile", default="digits")
+    parser.add_argument("--profile", default="digits", choices=PROFILES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="explorer.html")
     options = parser.parse_args()
     with write_atomically(options.out) as page:
-        page.write(explorer_page(Runs(), get_profile(options.profile), options.seed).encode())
+        page.write(explorer_page(Runs(), PROFILES[options.profile], options.seed).encode())
