@@ -24,7 +24,8 @@ from .report.explorer_page import ALIGNMENTS, cost_tables, network_cost
 from .report.measures import expansion_maps
 from .training import evaluate
 
-STYLE = "<style>.mnv3nb-stale {opacity: 0.3} .mnv3nb-numbers {display: flex; flex-wrap: wrap; gap: 0 2em}</style>"
+STYLE = """<style>.mnv3nb-stale {opacity: 0.3}
+.mnv3nb-numbers {display: flex; flex-wrap: wrap; gap: 0 2em; line-height: 1.5}</style>"""
 SETTLES = "lam", "criterion", "block", "image"  # controls that change what stands still while the rate moves
 SETTING = "lam", "criterion", "multiple_of", "squeeze"  # those that, with the rate, decide about accuracies
 PAUSE = 0.3  # s after the last move before accuracies are measured
@@ -58,7 +59,7 @@ class Explorer(widgets.VBox):
         self.settled, self.job, self.picture = None, 0, Picture(self.dense)
         self.controls = make_controls(networks, len(self.dense), len(self.test[0]), rate, squeeze_rule(model))
         self.numbers, self.status = widgets.HTML(), widgets.HTML()
-        wrapped = {"flex": "1 1 24em", "min_width": "20em", "max_width": "44em"}
+        wrapped = {"flex": "1 1 34em", "min_width": "20em", "max_width": "46em"}
         self.views = [widgets.Image(layout=wrapped) for _ in range(4)]
         rows = [widgets.Box([*row], layout={"flex_flow": "row wrap"}) for row in (self.controls.values(), self.views)]
         super().__init__([widgets.HTML(STYLE), rows[0], self.numbers, self.status, rows[1]])
@@ -192,5 +193,7 @@ def make_controls(networks: Mapping[float, nn.Module], blocks: int, images: int,
         "image": widgets.IntSlider(0, 0, images - 1, description="image"),
     }
     for control in controls.values():
-        control.layout.width = control.layout.min_width = "20em"  # wraps instead of shrinking
+        control.layout.width = control.layout.min_width = "21.5em"  # wraps instead of shrinking
+        control.style.description_width = "8em"
+    controls["rate"].layout.width = "43.5em"
     return controls

@@ -41,15 +41,19 @@ def pictures(tmp_path_factory) -> Path:
 def lab(home, tmp_path_factory):
     """The address of a JupyterLab that serves a copy of the notebooks, set to the smallest profile."""
     folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    quiet = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false"}')
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        (folder / path.name).write_text(
+        (folder / "notebooks" / path.name).write_text(
             path.read_text().replace('profile: str = \\"digits\\"', 'profile: str = \\"smoke\\"')
         )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [f"--port={port}", "--port-retries=0", "--no-browser", "--allow-root", "--expose-app-in-browser"]
-    options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"]
+    options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
     places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     env = (
         os.environ | places | {"PYTHONPATH": str(ROOT), "MNV3NB_HEADLESS": "0", "JUPYTERLAB_SETTINGS_DIR": str(folder)}
@@ -58,13 +62,18 @@ def lab(home, tmp_path_factory):
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + PATIENCE / 1000
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not answers(port):
             assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/lab"
     finally:
         server.terminate()
         server.wait(30)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def open_and_run(browser, address: str, width: int = 1024):
@@ -140,7 +149,7 @@ def test_the_explorer_follows_its_slider(browser, lab, pictures):
 def test_the_page_follows_its_slider_without_a_kernel(browser, pictures, tmp_path):
     (tmp_path / "page.html").write_text(explorer_page(Runs(), get_profile("smoke")), encoding="utf-8")
     page, errors = browser.new_page(viewport={"width": 1024, "height": 900}), []
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_selector("body.ready")
     slider, numbers = page.locator("#rate"), page.locator("#numbers")
