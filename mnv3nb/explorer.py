@@ -83,10 +83,7 @@ class Explorer(widgets.VBox):
     def _move(self, _=None) -> None:
         with self._told():
             self.job += 1
-            if self.settled == self.values(*SETTLES):
-                self._draw()
-            else:
-                self._tell("computing …", stale=True)
+            self._draw()
             threading.Thread(target=self._work, args=(self.job,), daemon=True).start()
 
     def _work(self, job: int) -> None:
@@ -99,14 +96,15 @@ class Explorer(widgets.VBox):
                 time.sleep(0.02)
             (percent,), setting = self.values("rate"), self.values(*SETTING)
             for rate in sorted({percent, *range(0, 91, 10)}, key=lambda rate: abs(rate - percent)):
-                if job != self.job:
+                if job != self.job or setting[:2] != self.settled[:2]:
                     return
                 known = self.measured.setdefault(setting, {"raw": {}, "folded": {}})
                 if rate not in known["folded"]:
                     self._tell("measuring accuracy …")
                     known["raw"][rate], known["folded"][rate] = self._measure(rate, *setting)
                     self._draw()
-            self._tell(f"raw and folded accuracy: of {len(self.test[0])} test images; fine-tuned: recorded, of all")
+            if job == self.job:
+                self._tell(f"raw and folded accuracy: of {len(self.test[0])} test images; fine-tuned: recorded, of all")
 
     def _measure(self, percent: int, lam: float, criterion: str, multiple_of: int, squeeze: str) -> list[float]:
         model, masks = self.networks[lam], keep_masks(self.scores[lam, criterion], percent / 100, multiple_of)
@@ -128,7 +126,11 @@ class Explorer(widgets.VBox):
             self._draw()
 
     def _draw(self) -> None:
+        """The picture and the numbers; while they wait for `_settle`, those of other settings are dimmed."""
         with self.drawing:
+            if self.settled != self.values(*SETTLES):
+                self._tell("computing …", stale=True)
+                return
             (percent, k, squeeze), scores = self.values("rate", "multiple_of", "squeeze"), self.scores[self.settled[:2]]
             masks, t = keep_masks(scores, percent / 100, k), threshold(scores, percent / 100)
             setting = self.values(*SETTING)
