@@ -95,6 +95,11 @@ class Lab:
         show = _show_figure if isinstance(result, Figure) else partial(_show_table, digits=digits)
         _caption(path + show(result, f"{default_home()}/{path}"), list({run.key: run for run in runs}.values()))
 
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A table that `show` has saved, by hand or in figures/; None if it has not."""
+        paths = [f"{default_home()}/{place}/{self.p.name}/{name}.csv" for place in ("runs/figures", "figures")]
+        return next((pd.read_csv(path) for path in paths if os.path.isfile(path)), None)
+
     def compare(self, source: str) -> None:
         """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
         table, used = reproduction(self.p, self.runs, self.seeds, source)

@@ -28,11 +28,13 @@ def fit_masks(model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_
     return top_masks(scores, fit_widths(scores, tables, limit))
 
 
-def block_costs(model: nn.Module, cost: str, multiple_of: int = 1, image_size: int = 224) -> list[dict[int, int]]:
+def block_costs(
+    model: nn.Module, cost: str, multiple_of: int = 1, image_size: int = 224, squeeze: str | None = None
+) -> list[dict[int, int]]:
     """For each block {width: its cost} at every multiple of `multiple_of` up to its width (a narrower block: its width).
 
     `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels, with the hidden
-    channels of SE that `prune` leaves at that width. The sum over the blocks differs from the network's cost by what
+    channels of SE that `prune(squeeze=...)` leaves at that width. The sum over the blocks differs from the network's cost by what
     lies outside the blocks. Raises ValueError for another cost or a multiple below 1.
     """
     if cost not in COSTS:
@@ -46,7 +48,7 @@ def block_costs(model: nn.Module, cost: str, multiple_of: int = 1, image_size: i
         channel, hidden = at_2_1 - at_1_1 - pair, at_1_2 - at_1_1 - pair
         base, table = at_1_1 - channel - hidden - pair, {}
         for w in range(multiple_of, block.width + 1, multiple_of) or (block.width,):
-            h = hidden_width(w, block.hidden, squeeze_rule(model))
+            h = hidden_width(w, block.hidden, squeeze or squeeze_rule(model))
             table[w] = base + channel * w + hidden * h + pair * w * h
         tables.append(table)
     return tables

@@ -1,0 +1,167 @@
+"""In a real browser: JupyterLab runs notebooks 00 and 10, the explorer follows its slider, the page needs no kernel."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+from support import ROOT
+
+from mnv3nb import count_flops, count_parameters, keep_masks, prune, score
+from mnv3nb.experiments.profiles import get_profile
+from mnv3nb.experiments.runs import Runs
+from mnv3nb.report.explorer_page import explorer_page
+
+CHROMIUM = shutil.which(os.environ.get("MNV3NB_CHROMIUM", "chromium"))
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: install one or set MNV3NB_CHROMIUM to its path")
+PATIENCE = 300_000  # ms: until then a busy machine is slow, not broken
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return Path(os.environ.get("MNV3NB_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+
+
+@pytest.fixture(scope="module")
+def lab(home, tmp_path_factory):
+    """The address of a JupyterLab that serves a copy of the notebooks, set to the smallest profile."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    quiet = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false"}')
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        (folder / "notebooks" / path.name).write_text(
+            path.read_text().replace('profile: str = \\"digits\\"', 'profile: str = \\"smoke\\"')
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--port={port}", "--port-retries=0", "--no-browser", "--allow-root", "--expose-app-in-browser"]
+    options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    env = (
+        os.environ | places | {"PYTHONPATH": str(ROOT), "MNV3NB_HEADLESS": "0", "JUPYTERLAB_SETTINGS_DIR": str(folder)}
+    )
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not answers(port):
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/lab"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def open_and_run(browser, address: str, width: int = 1024):
+    """A page with the notebook at `address`, all its cells run; fails on an error output."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
+    notebook = page.evaluate("""async () => { const widget = jupyterapp.shell.currentWidget;
+        await widget.revealed; await widget.context.ready; await widget.sessionContext.ready;
+        await jupyterapp.commands.execute("notebook:run-all-cells");
+        return widget.context.model.toJSON(); }""")
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert outputs and not [output for output in outputs if output["output_type"] == "error"]
+    assert all(cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    return page
+
+
+def test_the_quickstart_runs_in_jupyterlab(browser, lab, pictures):
+    page = open_and_run(browser, f"{lab}/tree/00_quickstart.ipynb")
+    page.screenshot(path=pictures / "quickstart.png")
+    page.close()
+
+
+def drag(page, handle, track, numbers, rates, top: int) -> list[float]:
+    """Moves the slider of 0 to `top` % over `rates`, held all the while; seconds until `numbers` follow each."""
+    box, waits = track.bounding_box(), []
+    assert box["width"] > 100, "the track has shrunk"
+    handle.hover()
+    page.mouse.down()
+    for rate in rates:
+        before, start = numbers.inner_text(), time.perf_counter()
+        page.mouse.move(box["x"] + box["width"] * (rate + 0.3) / top, box["y"] + box["height"] / 2)
+        while numbers.inner_text() == before:
+            assert time.perf_counter() - start < 30, f"nothing followed the slider to {rate} %"
+            page.wait_for_timeout(5)
+        waits.append(time.perf_counter() - start)
+    page.mouse.up()
+    assert median(waits) < 3
+    return waits
+
+
+def expected(rate: float) -> dict[str, str]:
+    """What must be shown of the smallest profile's network, from the network pruned at `rate`."""
+    dense = Runs().run(get_profile("smoke").sparse_run(), model=True).model()
+    small = prune(dense, keep_masks(score(dense), rate))
+    costs = {"parameters": count_parameters(small), "flops": count_flops(small)}
+    return {"filters": f"{sum(small.widths):,} of 5,016"} | {name: f"{cost:,} (" for name, cost in costs.items()}
+
+
+def test_the_explorer_follows_its_slider(browser, lab, pictures):
+    page = open_and_run(browser, f"{lab}/tree/10_explorer.ipynb")
+    page.evaluate("""() => { const notebook = jupyterapp.shell.currentWidget.content;
+        notebook.scrollToItem(notebook.widgets.findIndex((w) => w.model.sharedModel.source.includes("Explorer(")), "start"); }""")
+    page.screenshot(path=pictures / "explorer_before.png")
+    numbers, slider = page.locator(".mnv3nb-numbers"), page.locator(".widget-slider").first
+    handle, track = slider.locator(".noUi-handle"), slider.locator(".noUi-base")
+    drag(page, handle, track, numbers, [20, 0], 95)
+    waits = drag(page, handle, track, numbers, range(2, 61, 2), 95)
+    page.wait_for_function("document.querySelector('.mnv3nb-numbers').innerText.includes('2,006 of')", timeout=PATIENCE)
+    assert slider.locator(".widget-readout").inner_text() == "60"
+    for name, value in expected(0.6).items():
+        assert numbers.locator("span", has_text=name).locator("b").inner_text().startswith(value)
+    raw = numbers.locator("span", has_text="raw accuracy").locator("b")
+    api.expect(raw).to_contain_text("%", timeout=PATIENCE)  # a moment later
+    page.screenshot(path=pictures / "explorer.png")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.screenshot(path=pictures / "explorer_wide.png")
+    (pictures / "explorer_redraws.txt").write_text("\n".join(f"{wait:.3f}" for wait in waits))
+    page.close()
+
+
+def test_the_page_follows_its_slider_without_a_kernel(browser, pictures, tmp_path):
+    (tmp_path / "page.html").write_text(explorer_page(Runs(), get_profile("smoke")), encoding="utf-8")
+    page, errors = browser.new_page(viewport={"width": 1024, "height": 900}), []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("body.ready")
+    slider, numbers = page.locator("#rate"), page.locator("#numbers")
+    slider.focus()
+    page.keyboard.press("Home")
+    drag(page, slider, slider, numbers, [10, 30, 60], 90)
+    while int(slider.input_value()) != 60:
+        page.keyboard.press("ArrowLeft" if int(slider.input_value()) > 60 else "ArrowRight")
+    for name, value in expected(0.6).items():
+        assert (
+            numbers.locator("div", has=page.locator("dt", has_text=name)).locator("dd").inner_text().startswith(value)
+        )
+    page.screenshot(path=pictures / "page.png", full_page=True)
+    assert not errors
+    page.close()
