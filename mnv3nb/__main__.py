@@ -1,10 +1,11 @@
-"""python -m mnv3nb figures | grid | prune | export"""
+"""python -m mnv3nb figures | grid | slim | prune | export"""
 
 import argparse
 import errno
 import os
 import signal
 import sys
+from dataclasses import fields
 
 from ._device import pick_device
 from ._files import check_ending
@@ -20,6 +21,7 @@ from .experiments.runs import Runs
 from .experiments.store import other_formats
 from .importance import NEEDS_DATA, score
 from .pruning import keep_masks, prune
+from .slimming.job import Job
 
 
 def figures(add):
@@ -70,6 +72,28 @@ def grid(add):
         if not options.dry_run:
             print("stop at any time: the same command resumes")
             run_grid(runs, configs, done=recorder(runs, profile, configs) if options.record else None)
+        return 0
+
+    return run
+
+
+def slim(add):
+    """a network and photos in: a smaller one, its ONNX files and a report out; the same command resumes"""
+    kinds = {"rate": float, "max_drop": float, "latency": float, "parameters": float, "lam": float, "lr": float}
+    kinds |= {name: int for name in ("multiple_of", "epochs", "image_size", "batch_size", "seed")}
+    for field in fields(Job):
+        more = {"type": float, "nargs": 3} if field.name in ("mean", "std") else {"type": kinds.get(field.name)}
+        more |= {"required": True} if field.default == "" else {"default": field.default}
+        add(f"--{field.name.replace('_', '-')}", help=field.metadata["help"].replace("%", "%%"), **more)
+
+    def run(options) -> int:
+        from .slimming.slim import (
+            slim,
+        )  # late: it comes with pandas and matplotlib, which the other commands do without
+
+        folder = slim(Job(**{field.name: getattr(options, field.name) for field in fields(Job)}))
+        print((folder / "report.md").read_text().partition("![")[0].strip())
+        print(f"\nwritten: {folder}; open {folder / 'report.html'}")
         return 0
 
     return run
@@ -141,7 +165,7 @@ def check_size(size: int) -> int:
     return size
 
 
-COMMANDS = {"figures": figures, "grid": grid, "prune": prune_stored, "export": export}
+COMMANDS = {"figures": figures, "grid": grid, "slim": slim, "prune": prune_stored, "export": export}
 
 
 def main(arguments: list[str] | None = None) -> int:
