@@ -79,21 +79,23 @@ def grid(add):
 
 def slim(add):
     """a network and photos in: a smaller one, its ONNX files and a report out; the same command resumes"""
-    kinds = {"rate": float, "max_drop": float, "latency": float, "parameters": float, "lam": float, "lr": float}
-    kinds |= {name: int for name in ("multiple_of", "epochs", "image_size", "batch_size", "seed")}
-    for field in fields(Job):
-        more = {"type": float, "nargs": 3} if field.name in ("mean", "std") else {"type": kinds.get(field.name)}
-        more |= {"required": True} if field.default == "" else {"default": field.default}
-        add(f"--{field.name.replace('_', '-')}", help=field.metadata["help"].replace("%", "%%"), **more)
+    for option in fields(Job):
+        kind = next(kind for kind in (float, int, str) if kind.__name__ in str(option.type))
+        required = option.default == ""
+        add(
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            required=required,
+            default=option.default,
+            **option.metadata,
+        )
 
     def run(options) -> int:
-        from .slimming.slim import (
-            slim,
-        )  # late: it comes with pandas and matplotlib, which the other commands do without
+        from .slimming.slim import slim  # late, because it brings pandas, matplotlib and nbconvert
 
-        folder = slim(Job(**{field.name: getattr(options, field.name) for field in fields(Job)}))
-        print((folder / "report.md").read_text().partition("![")[0].strip())
-        print(f"\nwritten: {folder}; open {folder / 'report.html'}")
+        folder = slim(Job(**{option.name: getattr(options, option.name) for option in fields(Job)}))
+        print((folder / "report.md").read_text().partition("![")[0])
+        print(f"written: {folder}; open {folder / 'report.html'}")
         return 0
 
     return run

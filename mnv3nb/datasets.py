@@ -105,24 +105,29 @@ def _digits() -> Dataset:
 
 
 def _read_folder(folder: Path, cache: Path, image_size: int | None, seed: int) -> Dataset:
-    found = folders.find_images(folder, seed)
+    classes, splits = folders.find_images(folder, seed)
+    stats = [(split, str(path), path.stat()) for split, images in splits.items() for path, _ in images]
+    files = [(split, path, stat.st_size, stat.st_mtime_ns) for split, path, stat in stats]
+    fingerprint = hashlib.sha256(repr((classes, files)).encode()).hexdigest()
     named = hashlib.sha256(repr((str(folder.resolve()), image_size, seed)).encode()).hexdigest()[:12]
     path = cache / f"{folder.resolve().name}-{named}.npz"
-    about, fingerprint = path.with_suffix(".json"), found.fingerprint()
+    beside = path.with_suffix(".json")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # of several processes one reads the images
-        known = json.loads(about.read_text()) if about.is_file() and path.is_file() else {}
-        if known.get("fingerprint") != fingerprint:
-            about.unlink(missing_ok=True)
-            side, broken = folders.store_images(found, path, image_size)
-            checksum = content_checksum(folders.map_images(path))
-            known = {"fingerprint": fingerprint, "checksum": checksum, "image_size": side, "broken": broken}
-            with write_atomically(about) as file:
-                file.write(json.dumps(known, indent=1).encode())
-    dataset = folders.map_images(path)
-    if content_checksum(dataset) != known.get("checksum"):
-        raise ValueError(f"{path} is damaged; remove it, and it is made again from {folder}")
-    return dataset
+        about = json.loads(beside.read_text()) if beside.is_file() and path.is_file() else {}
+        if about.get("fingerprint") != fingerprint or _mapped_checksum(path) != about.get("checksum"):
+            about = folders.store_images(classes, splits, path, image_size) | {"fingerprint": fingerprint}
+            about["checksum"] = _mapped_checksum(path)
+            with write_atomically(beside) as file:
+                file.write(json.dumps(about, indent=1).encode())
+    return folders.map_images(path)
+
+
+def _mapped_checksum(path: Path) -> str | None:
+    try:
+        return content_checksum(folders.map_images(path))
+    except Exception:  # damaged, in whatever way
+        return None
 
 
 def _verified(name: str, dataset: Dataset) -> Dataset:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from .model import MobileNetV3Large
 
-Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and deviation per channel, of images in [0, 1]
-
 
 def build_network(architecture: str, num_classes: int, **arguments) -> nn.Module:
     """A dense network with random weights: "mnv3nb/MobileNetV3Large", "torchvision/NAME" or, with timm, "timm/NAME".
@@ -37,28 +35,22 @@ def build_network(architecture: str, num_classes: int, **arguments) -> nn.Module
     return model
 
 
-def load_network(
-    architecture: str,
-    weights: str | os.PathLike | None = None,
-    num_classes: int = 10,
-    normalisation: Normalisation | None = None,
-) -> nn.Module:
+def load_network(architecture: str, weights: str | os.PathLike | None = None, num_classes: int = 10) -> nn.Module:
     """A network of torchvision, timm or the paper, ready to be trained or pruned on `num_classes` classes.
 
     `weights`: None = random; "DEFAULT" = the library's pretrained ones (downloaded); or a .pth file with a state dict,
     read with `weights_only=True`. A classifier of another size is replaced by a random one, and stderr reports it.
-    `normalisation`: of the images that the weights were trained on; None: that of the library's pretrained weights,
-    mostly ImageNet's. The network then normalises its input itself, see `normalise_input`. Random weights, and the
-    paper's network, take images in [-1, 1] as they are. Raises ValueError for an unknown name or weights that do not
-    fit, naming the first tensors; FileNotFoundError for a file or download that is not there.
+    Networks with weights expect images normalised as the library's pretrained ones do, mostly with ImageNet's mean and
+    deviation, and do it themselves: see `normalise_input`. Random weights and the paper's network do not.
+    Raises ValueError for an unknown name or weights that do not fit, naming the first tensors; FileNotFoundError.
     """
     if weights is None:
         return build_network(architecture, num_classes)
     model = _pretrained(architecture) if weights == "DEFAULT" else _filled(architecture, Path(weights))
     model = _with_classes(model, num_classes)
-    if normalisation is None and architecture == MobileNetV3Large.architecture:
+    if architecture == MobileNetV3Large.architecture:
         return model
-    return normalise_input(model, *(normalisation or _normalisation_of(model)))
+    return normalise_input(model, *_normalisation_of(model))
 
 
 def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> nn.Module:
@@ -113,7 +105,7 @@ def _filled(architecture: str, path: Path) -> nn.Module:
     return model
 
 
-def _normalisation_of(model: nn.Module) -> Normalisation:
+def _normalisation_of(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """What the library's pretrained weights of this network expect."""
     library, _, name = model.architecture.partition("/")
     if library == "timm":

@@ -1,13 +1,14 @@
 """What a job leaves: the network, its ONNX graphs in full precision and int8, and a page about them."""
 
+import base64
 import io
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pandas as pd
 import torch
+from nbconvert.filters.markdown import markdown2html
 from torch import Tensor, nn
 
 from .._device import cpu_name
@@ -20,50 +21,72 @@ from ..deployment.explain import explain_latency
 from ..deployment.export import onnx_labels, quantized, session, to_onnx
 from ..deployment.latency import interleaved, onnx_runner, ratios
 from ..plots.latency import slimmed
-from .job import Job
 
 CALIBRATION = 256  # training images by which the ranges of int8 are set
 TOLERANCE = 1e-4  # of the exported graph's logits, relative to the largest where that is above 1
+STYLE = "body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.2em .8em;text-align:right}img{width:100%}"
+PAGE = """# {title}
+
+On {tests} test images, by the ONNX files; ONNX Runtime on {cpu}, one thread, batch 1. {about}
+
+{results}
+
+![what is left of the dense network]({picture})
+
+Input: RGB, {size}×{size} pixels (shorter side resized, centre cropped), value / 127.5 − 1; output: one logit per class.
+
+## Where the time goes
+
+A block whose share of the time exceeds its share of the FLOPs is slow; aligned_ratio is the time that the nearest
+multiple of 16 would take instead of its width's. Where many are below 1, `--multiple-of 16` makes the network faster.
+
+{where}
+
+## Classes
+
+From {few} to {most} training images per class{imbalanced}.
+
+{classes}
+"""
 
 
-def write_results(job: Job, dense: nn.Module, small: nn.Module, data: Dataset, about: dict) -> None:
-    """Write all files of `slim`, after everything is measured; `about`: image_size, and what the page tells besides."""
-    size, out = about["image_size"], Path(job.out)
+def write_results(out: Path, dense: nn.Module, small: nn.Module, data: Dataset, size: int, about: dict) -> None:
+    """Write all files of `slim` once everything is measured; `about`: what the page and the network's metadata tell.
+
+    Raises RuntimeError if ONNX Runtime computes something else than the network.
+    """
     graphs = {name: to_onnx(network, size) for name, network in (("dense", dense), ("pruned", small))}
     _check(graphs["pruned"], small, data.test_images[:8], size)
     graphs["int8"] = quantized(graphs["pruned"], data.train_images[:CALIBRATION], size)
     results = measured(graphs, dense, small, data, size)
     widths = pd.DataFrame({"before": [b.width for b in blocks(dense)], "after": [b.width for b in blocks(small)]})
-    page = Page(job.network, results, widths, explain_latency(small, size), data, about)
-    accuracy = float(results.loc["accuracy (%)", "pruned"]) / 100
-    save_model(small, out / "network.safetensors", **about, classes=data.classes, accuracy=accuracy)
-    files = {
-        "network.onnx": graphs["pruned"].SerializeToString(),
-        "network_int8.onnx": graphs["int8"].SerializeToString(),
-    }
-    files |= {"report.png": page.picture("png"), "report.md": page.markdown(), "report.html": page.html()}
+    shares = results.pruned / results.dense
+    figure, picture = slimmed(shares[["parameters", "FLOPs", "latency ratio"]].to_dict(), widths), io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160)
+    page = written(results, widths, explain_latency(small, size), data, size, about)
+    inline = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    html = f'<!doctype html><meta charset="utf-8"><style>{STYLE}</style>{markdown2html(page.format(picture=inline))}'
+    files = {name: graphs[key].SerializeToString() for name, key in (("network", "pruned"), ("network_int8", "int8"))}
+    files = {f"{name}.onnx": content for name, content in files.items()} | {"report.png": picture.getvalue()}
+    files |= {"report.md": page.format(picture="report.png").encode(), "report.html": html.encode()}
+    accuracy = float(results.loc["accuracy", "pruned"])
+    save_model(small, out / "network.safetensors", **about, image_size=size, classes=data.classes, accuracy=accuracy)
     for name, content in files.items():
         with write_atomically(out / name, len(content)) as file:
             file.write(content)
 
 
 def measured(graphs: dict, dense: nn.Module, small: nn.Module, data: Dataset, size: int) -> pd.DataFrame:
-    """One column for each of `graphs` (dense, pruned, int8): accuracy on the test images and costs, of the files."""
+    """One column for each of `graphs` (dense, pruned, int8): accuracy on the test images, costs, latency, of the files."""
     times = ratios(interleaved({name: onnx_runner(graph) for name, graph in graphs.items()}, rounds=15))
     columns = {}
     for name, graph in graphs.items():
         network = dense if name == "dense" else small
         plain, balanced = accuracies(onnx_labels(graph, data.test_images, size), data.test_labels)
-        columns[name] = {
-            "accuracy (%)": f"{100 * plain:.2f}",
-            "balanced accuracy (%)": f"{100 * balanced:.2f}",
-            "parameters": f"{count_parameters(network):,}",
-            f"FLOPs at {size} px": f"{count_flops(network, size):,}",
-            "latency (ms)": f"{times.ms[name]:.3g}",
-            "latency / dense": f"{times.ratio[name]:.2f}",
-            "file (MB)": f"{graph.ByteSize() / 1e6:.2f}",
-        }
-    return pd.DataFrame(columns)
+        columns[name] = {"accuracy": plain, "balanced accuracy": balanced, "parameters": count_parameters(network)}
+        columns[name] |= {"FLOPs": count_flops(network, size), "latency (ms)": times.ms[name]}
+        columns[name] |= {"latency ratio": times.ratio[name], "file (MB)": graph.ByteSize() / 1e6}
+    return pd.DataFrame(columns, dtype=float)
 
 
 def accuracies(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -72,80 +95,43 @@ def accuracies(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(right.mean()), float(torch.stack([right[labels == c].mean() for c in labels.unique()]).mean())
 
 
-class Page:
-    """The report, as Markdown beside a picture and as HTML with the picture inside."""
-
-    def __init__(self, network, results, widths, blocks_table, data: Dataset, about: dict):
-        counts = pd.DataFrame({"class": data.classes})
-        for split in ("train", "test"):
-            labels = getattr(data, f"{split}_labels")
-            counts[f"{split} images"] = torch.bincount(labels, minlength=len(counts)).tolist()
-        few, most = counts["train images"].min(), counts["train images"].max()
-        self.results, self.widths = results, widths
-        self.title = f"{network}, slimmed: {', '.join(f'{k} {v:g}' for k, v in about.items() if isinstance(v, float))}"
-        size = about["image_size"]
-        self.parts = [
-            f"Accuracy on {len(data.test_labels)} test images, of the ONNX files. Latency: ONNX Runtime, one thread, batch 1, "
-            f"{cpu_name()}. Criterion: {about['criterion']}. int8 is calibrated on {CALIBRATION} training images at most.",
-            results.rename_axis(" ").reset_index(),
-            "picture",
-            f"Input: RGB, {size}×{size} pixels (shorter side resized, centre cropped), value / 127.5 − 1, so in [−1, 1]; "
-            "the network normalises further by itself. Output: one logit per class.",
-            "## Where the time goes",
-            "A block whose share of the time exceeds its share of the FLOPs is slow; aligned ratio is what the nearest multiple "
-            "of 16 would take instead. If many are below 1, run again with `--multiple-of 16`.",
-            widths[["before"]].join(blocks_table).round(3),
-            "## Classes",
-            f"From {few} to {most} training images per class"
-            + (": imbalanced, look at the balanced accuracy first." if most > 1.5 * few else "."),
-            counts.head(50),
-        ]
-
-    def picture(self, kind: str) -> bytes:
-        file = io.BytesIO()
-        shares = {name: self._share(name) for name in self.results.index[2:4]} | {
-            "latency": self._share("latency (ms)")
-        }
-        slimmed(shares, self.widths).savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        return file.getvalue()
-
-    def markdown(self) -> bytes:
-        blocks = {"picture": "![What was removed](report.png)"}
-        texts = [_table(p) if isinstance(p, pd.DataFrame) else blocks.get(p, p) for p in self.parts]
-        return "\n\n".join([f"# {self.title}", *texts, ""]).encode()
-
-    def html(self) -> bytes:
-        texts = []
-        for part in self.parts:
-            if isinstance(part, pd.DataFrame):
-                texts.append(part.to_html(index=False, border=0))
-            elif part == "picture":
-                texts.append("<svg" + self.picture("svg").decode().partition("<svg")[2])
-            else:
-                tag = "h2" if part.startswith("## ") else "p"
-                texts.append(f"<{tag}>{escape(part.removeprefix('## '))}</{tag}>")
-        style = "body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.2em .8em;text-align:right}svg{width:100%}"
-        head = f'<meta charset="utf-8"><title>{escape(self.title)}</title><style>{style}</style>'
-        return "\n".join(["<!doctype html>", head, f"<h1>{escape(self.title)}</h1>", *texts, ""]).encode()
-
-    def _share(self, row: str) -> float:
-        dense, pruned = (float(self.results.loc[row, name].replace(",", "")) for name in ("dense", "pruned"))
-        return pruned / dense
+def written(results, widths, where, data: Dataset, size: int, about: dict) -> str:
+    """The page in Markdown, with a place for {picture}."""
+    counts = pd.DataFrame({"class": data.classes})
+    for split in ("train", "test"):
+        counts[split] = torch.bincount(getattr(data, f"{split}_labels"), minlength=len(counts)).tolist()
+    few, most = counts.train.min(), counts.train.max()
+    shown = results.T.map(lambda value: f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}").T
+    return PAGE.format(
+        title=f"{about['network']}, slimmed",
+        about="; ".join(f"{name}: {value}" for name, value in about.items()),
+        tests=len(data.test_labels),
+        cpu=cpu_name(),
+        results=_table(shown.rename_axis(" ").reset_index()),
+        picture="{picture}",
+        size=size,
+        where=_table(widths[["before"]].join(where).round(3)),
+        few=few,
+        most=most,
+        imbalanced=": balanced accuracy, the mean over the classes, tells more than accuracy"
+        if most > 1.5 * few
+        else "",
+        classes=_table(counts.head(50)),
+    )
 
 
 def _table(table: pd.DataFrame) -> str:
     rows = [list(table), ["---"] * table.shape[1], *table.astype(object).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows).replace("{", "{{").replace("}", "}}")
 
 
 def _check(graph: onnx.ModelProto, model: nn.Module, images: Tensor, size: int) -> None:
-    """Raises RuntimeError unless ONNX Runtime computes what `model` does."""
     x = to_input(images, size)
     with torch.no_grad():
-        wanted = model.cpu().eval()(x).numpy()
+        wanted = model.eval()(x).numpy()
     (got,) = session(graph).run(None, {"images": x.contiguous().numpy()})
     off = np.abs(got - wanted).max() / max(1, np.abs(wanted).max())
     if not off <= TOLERANCE:
         raise RuntimeError(
-            f"the exported graph differs from the network by {off:.1e} (allowed: {TOLERANCE:g}); nothing written"
+            f"the exported graph's output is off by {off:.1e}, more than {TOLERANCE:g}; nothing is written"
         )
