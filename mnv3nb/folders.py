@@ -46,6 +46,9 @@ def find_images(folder: Path, seed: int = 0) -> tuple[tuple[str, ...], dict[str,
     if few := [name for name, f in zip(classes, files) if not f]:
         needed = "an image" if test else "two images, one of them to test on"
         raise ValueError(f"{train}: each class needs at least {needed}; too few have {', '.join(few[:5])}")
+    if not test:
+        text = "without a test folder, a fifth of each class is held out: a network trained on these photos has seen it"
+        print(f"{folder.name}: {text}", file=sys.stderr)
     splits = {"train": files, "test": tests}
     pairs = {split: [(path, i) for i, part in enumerate(splits[split]) for path in part] for split in splits}
     return classes, {split: sorted(part, key=lambda pair: _place(pair[0], seed)) for split, part in pairs.items()}
@@ -64,7 +67,7 @@ def store_images(classes: tuple[str, ...], splits: dict[str, Images], path: Path
             with open(raw, "wb") as file:
                 for pixels, (source, label) in _squares(images, side):
                     if pixels is None:
-                        about["broken"].append(str(source))
+                        about["broken"].append(f"{source.parent.name}/{source.name}")
                     else:
                         file.write(pixels.data)
                         labels.append(label)
@@ -78,7 +81,7 @@ def store_images(classes: tuple[str, ...], splits: dict[str, Images], path: Path
             np.savez(file, classes=np.array(classes), **arrays)
     counts = np.bincount(arrays["train_labels"])
     few, most = counts.argmin(), counts.argmax()
-    text = f"{counts.sum()} training and {len(labels)} test images, kept as {side}×{side} pixels in {path}; "
+    text = f"{counts.sum()} training and {len(labels)} test images, kept as {side}×{side} pixels in {path.name}; "
     text += f"training images per class: {counts[few]} ({classes[few]}) to {counts[most]} ({classes[most]})"
     if broken := about["broken"]:
         text += f"; {len(broken)} broken files left out: {', '.join(broken[:5])}{' ...' * (len(broken) > 5)}"

@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import os
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +59,7 @@ def slim(job: Job) -> Path:
     pruning = Pruning(job, start.eval(), part, size)
     rate = chosen_rate(pruning)
     small = pruning.finetuned(rate)
-    print(f"slim: measuring, and writing {job.out}", file=sys.stderr)
+    print("slim: measuring and writing", file=sys.stderr)
     write_results(Path(job.out), pruning.dense, small, data, size, about | {"rate": rate})
     return Path(job.out)
 
@@ -79,7 +80,8 @@ def trained(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainC
 
     torch.manual_seed(job.seed + max(1, len(history)))
     with with_threads(threads):  # another number would change the last bits
-        train(model, data, config, state=tensors, history=history, on_epoch=keep, label=name)
+        shown = os.environ.get("MNV3NB_HEADLESS") != "1"
+        train(model, data, config, state=tensors, history=history, on_epoch=keep, progress=shown, label=name)
     save_model(model, path, image_size=config.image_size, classes=data.classes)
     state.unlink(missing_ok=True)
     return load_model(path)
@@ -92,52 +94,53 @@ class Pruning:
         self.job, self.dense, self.data, self.size = job, dense, data, size
         self.scores = score(dense, job.criterion or "gamma_sparsity", seed=job.seed)
 
-    def at(self, rate: float) -> nn.Module:
-        """Pruned; after sparse training the removed channels are constants, which are folded in."""
-        masks = keep_masks(self.scores, rate, self.job.multiple_of)
-        small = prune(self.dense, masks)
-        return small if self.job.criterion else fold_bias(self.dense, small, masks, self.size)
+    def masks(self, rate: float) -> list[Tensor]:
+        return keep_masks(self.scores, rate, self.job.multiple_of)
 
     def finetuned(self, rate: float) -> nn.Module:
-        return trained(self.job, f"2_finetuned_{rate:g}", self.at(rate), self.data, self.job.training(self.size))
+        masks = self.masks(rate)
+        small = prune(self.dense, masks)
+        if not self.job.criterion:  # sparse training made constants of the removed channels
+            small = fold_bias(self.dense, small, masks, self.size)
+        return trained(self.job, f"2_finetuned_{rate:g}", small, self.data, self.job.training(self.size))
 
     def drop(self, rate: float) -> float:
         """Points of accuracy lost on the held-out images, after fine-tuning."""
-        return 100 * (self._held_out(self.dense) - self._held_out(self.finetuned(rate)))
+        held = self.data.test_images, self.data.test_labels, self.size
+        return 100 * (evaluate(self.dense, *held) - evaluate(self.finetuned(rate), *held))
+
+    def parameters(self, rate: float) -> int:
+        return count_parameters(prune(self.dense, self.masks(rate)))
 
     @cached_property
     def latencies(self) -> dict[float, float]:
         """Latency at each rate divided by the dense network's, in ONNX Runtime, one thread, batch 1."""
         template = onnx_template(self.dense, self.size)
-        networks = {"dense": self.dense} | {rate: self.at(rate) for rate in COARSE}
+        networks = {"dense": self.dense} | {rate: prune(self.dense, self.masks(rate)) for rate in COARSE}
         runners = {n: onnx_runner(with_weights(template, fused(net).state_dict())) for n, net in networks.items()}
         return ratios(interleaved(runners, rounds=15)).ratio.drop("dense").to_dict()
 
-    def _held_out(self, model: nn.Module) -> float:
-        return evaluate(model, self.data.test_images, self.data.test_labels, self.size)
-
 
 def chosen_rate(p: Pruning) -> float:
-    """The rate that the job's target asks for; decided once, and kept.
+    """The rate that the job's target asks for: the least that is small enough, or the largest that is accurate enough.
 
-    Raises ValueError for a target that no rate meets, with the nearest that one does.
+    Decided once, and kept. Raises ValueError for a target that no rate meets, with the nearest that one does.
     """
     job, path = p.job, p.job.stage("rate.json")
-    if not (job.max_drop or job.latency or job.parameters):
+    if job.target == "rate":
         return 0.5 if job.rate is None else job.rate
     if path.is_file():
         return json.loads(path.read_text())
-    if job.max_drop:
-        place = bisect.bisect_left(COARSE, True, key=lambda rate: p.drop(rate) > job.max_drop)
-        values, wanted, rate = {COARSE[0]: p.drop(COARSE[0])}, job.max_drop, COARSE[max(0, place - 1)]
+    wanted, rates = getattr(job, job.target), RATES if job.target == "parameters" else COARSE
+    value = {"max_drop": p.drop, "latency": lambda rate: p.latencies[rate], "parameters": p.parameters}[job.target]
+    best = {"max_drop": rates[0], "parameters": rates[-1]}.get(job.target) or min(rates, key=value)
+    if (nearest := value(best)) > wanted:
+        text = f"the nearest is {nearest:.8g}, at rate {best:g} with multiples of {job.multiple_of}"
+        raise ValueError(f"the target {job.target} {wanted:g} cannot be met: {text}")
+    if job.target == "max_drop":
+        rate = rates[bisect.bisect_left(rates, True, key=lambda rate: value(rate) > wanted) - 1]
     else:
-        values = p.latencies if job.latency else {rate: count_parameters(p.at(rate)) for rate in RATES}
-        wanted = job.latency or job.parameters
-        rate = next((rate for rate, value in values.items() if value <= wanted), None)
-    nearest = min(values, key=values.get)
-    if values[nearest] > wanted:
-        text = f"the nearest is {values[nearest]:.8g}, at rate {nearest:g} with multiples of {job.multiple_of}"
-        raise ValueError(f"the target {wanted:g} ({job.target}) cannot be met: {text}")
+        rate = next(rate for rate in rates if value(rate) <= wanted)
     with write_atomically(path) as file:
         file.write(json.dumps(rate).encode())
     return rate
