@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mnv3nb import MobileNetV3Large, TrainConfig, train
 from mnv3nb.data import SPLITS
