@@ -31,18 +31,20 @@ def find_images(folder: Path, seed: int = 0) -> tuple[tuple[str, ...], dict[str,
     See `load_dataset`. Raises ValueError for no class folders, a class that has too few images, or one only to test.
     """
     train = folder / "train" if (folder / "train").is_dir() else folder
-    test = next((folder / name for name in TEST_FOLDERS if train != folder and (folder / name).is_dir()), None)
+    test = next((folder / name for name in TEST_FOLDERS if _classes(folder / name)), None)
     classes = _classes(train)
+    if test and train == folder:
+        raise ValueError(f"{folder} has class folders in {test.name}/ but no train/; name the folder beside it train")
     if not classes:
         raise ValueError(f"{train} has no class folders; give a folder with one folder of images for each class")
     if test and (unknown := set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} lacks: {', '.join(sorted(unknown)[:5])}")
     files = [_images(train / name, seed) for name in classes]
-    tests = [
-        _images(test / name, seed) if test else f[: max(1, round(TEST_SHARE * len(f)))]
-        for name, f in zip(classes, files)
-    ]
-    files = files if test else [f[len(t) :] for f, t in zip(files, tests)]
+    if test:
+        tests = [_images(test / name, seed) for name in classes]
+    else:
+        tests = [part[: max(1, round(TEST_SHARE * len(part)))] for part in files]
+        files = [part[len(held) :] for part, held in zip(files, tests)]
     if few := [name for name, f in zip(classes, files) if not f]:
         needed = "an image" if test else "two images, one of them to test on"
         raise ValueError(f"{train}: each class needs at least {needed}; too few have {', '.join(few[:5])}")
@@ -99,12 +101,13 @@ def map_images(path: Path) -> Dataset:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
+    names = (path.name for path in folder.glob("*") if path.is_dir())
+    return tuple(sorted(name for name in names if not name.startswith((".", "__"))))
 
 
 def _images(folder: Path, seed: int) -> list[Path]:
     found = [path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
-    return sorted(found, key=lambda path: _place(path, seed))
+    return sorted(found, key=lambda path: (_place(path, seed), path))
 
 
 def _place(path: Path, seed: int) -> bytes:

@@ -27,7 +27,9 @@ TOLERANCE = 1e-4  # of the exported graph's logits, relative to the largest wher
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.2em .8em;text-align:right}img{width:100%}"
 PAGE = """# {title}
 
-On {tests} test images, by the ONNX files; ONNX Runtime on {cpu}, one thread, batch 1. {about}
+On {tests} test images, by the ONNX files; ONNX Runtime on {cpu}, one thread, batch 1. {about}.
+
+{classes} classes with {few} to {most} training images each{imbalanced}.
 
 {results}
 
@@ -41,12 +43,6 @@ A block whose share of the time exceeds its share of the FLOPs is slow; aligned_
 multiple of 16 would take instead of its width's. Where many are below 1, `--multiple-of 16` makes the network faster.
 
 {where}
-
-## Classes
-
-From {few} to {most} training images per class{imbalanced}.
-
-{classes}
 """
 
 
@@ -97,32 +93,31 @@ def accuracies(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def written(results, widths, where, data: Dataset, size: int, about: dict) -> str:
     """The page in Markdown, with a place for {picture}."""
-    counts = pd.DataFrame({"class": data.classes})
-    for split in ("train", "test"):
-        counts[split] = torch.bincount(getattr(data, f"{split}_labels"), minlength=len(counts)).tolist()
-    few, most = counts.train.min(), counts.train.max()
-    shown = results.T.map(lambda value: f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}").T
+    counts = torch.bincount(data.train_labels).tolist()
+    uneven = max(counts) > 1.5 * min(counts)
     return PAGE.format(
         title=f"{about['network']}, slimmed",
         about="; ".join(f"{name}: {value}" for name, value in about.items()),
         tests=len(data.test_labels),
         cpu=cpu_name(),
-        results=_table(shown.rename_axis(" ").reset_index()),
+        classes=len(data.classes),
+        few=min(counts),
+        most=max(counts),
+        imbalanced=": balanced accuracy, the mean over the classes, tells more than accuracy" if uneven else "",
+        results=_table(results.T.map(_shown).T.rename_axis(" ").reset_index()),
         picture="{picture}",
         size=size,
         where=_table(widths[["before"]].join(where).round(3)),
-        few=few,
-        most=most,
-        imbalanced=": balanced accuracy, the mean over the classes, tells more than accuracy"
-        if most > 1.5 * few
-        else "",
-        classes=_table(counts.head(50)),
     )
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
 
 
 def _table(table: pd.DataFrame) -> str:
     rows = [list(table), ["---"] * table.shape[1], *table.astype(object).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows).replace("{", "{{").replace("}", "}}")
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def _check(graph: onnx.ModelProto, model: nn.Module, images: Tensor, size: int) -> None:
@@ -132,6 +127,4 @@ def _check(graph: onnx.ModelProto, model: nn.Module, images: Tensor, size: int) 
     (got,) = session(graph).run(None, {"images": x.contiguous().numpy()})
     off = np.abs(got - wanted).max() / max(1, np.abs(wanted).max())
     if not off <= TOLERANCE:
-        raise RuntimeError(
-            f"the exported graph's output is off by {off:.1e}, more than {TOLERANCE:g}; nothing is written"
-        )
+        raise RuntimeError(f"the exported graph is off by {off:.1e}, more than {TOLERANCE:g}; nothing is written")
