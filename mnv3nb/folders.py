@@ -35,8 +35,9 @@ def find_images(folder: Path, seed: int = 0) -> tuple[tuple[str, ...], dict[str,
     classes = _classes(train)
     if test and train == folder:
         raise ValueError(f"{folder} has class folders in {test.name}/ but no train/; name the folder beside it train")
-    if not classes:
-        raise ValueError(f"{train} has no class folders; give a folder with one folder of images for each class")
+    if len(classes) < 2:
+        names = f"one class folder only, {classes[0]}" if classes else "no class folders"
+        raise ValueError(f"{train} has {names}; give a folder with one folder of images for each class")
     if test and (unknown := set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} lacks: {', '.join(sorted(unknown)[:5])}")
     files = [_images(train / name, seed) for name in classes]

@@ -159,8 +159,8 @@ def test_sideways_16_bit_and_transparent_photos(tmp_path):
 def test_the_middle_of_a_wide_photo_is_kept(tmp_path):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200
-    for i, name in enumerate(("a/0.png", "a/1.png")):
-        (tmp_path / "p" / "a").mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(wide + np.uint8(i)).save(tmp_path / "p" / name)
     assert (load_dataset(tmp_path / "p", tmp_path, image_size=8).train_images >= 200).all()
 
@@ -181,9 +181,12 @@ def test_folders_that_are_no_data_set_are_refused_and_leave_nothing(photos, tmp_
         (made(), "has no class folders; give a folder with one folder of images for each class"),
         (made("0.png"), "has no class folders"),
         (made("a/0.png", "b/0.png", "b/1.png"), "each class needs at least two images, one of them to test on; .* a$"),
-        (made("test/a/0.png", "a/0.png"), "class folders in test/ but no train/; name the folder beside it train"),
-        (made("train/a/0.png", "test/b/0.png"), "test has classes that .*train lacks: b"),
-        (made("train/a/0.png", "test/a/x/0.txt.png").joinpath("train"), "needs at least two images"),
+        (
+            made("test/a/0.png", "a/0.png", "b/0.png"),
+            "class folders in test/ but no train/; name the folder beside it train",
+        ),
+        (made("train/a/0.png", "train/c/0.png", "test/b/0.png"), "test has classes that .*train lacks: b"),
+        (made("a/b/0.png", "a/c/0.png"), "has one class folder only, a; give"),
         (broken, "no readable train image of b; broken are .*png"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -309,8 +312,8 @@ def test_a_target_of_parameters_takes_the_least_rate_that_is_small_enough(job, w
 
 
 def test_targets_of_latency_and_accuracy(job):
-    latencies = {rate: 1 - 0.9 * rate for rate in slimming.COARSE}
-    assert slimming.chosen_rate(pruning(replace(job, rate=None, latency=0.6), latencies=latencies)) == 0.45
+    wanted = replace(job, rate=None, latency=0.6)
+    assert slimming.chosen_rate(pruning(wanted, latency=lambda rate: 1 - 0.9 * rate)) == 0.45
     shutil.rmtree(job.stage(""))
     asked = []
 
@@ -318,17 +321,20 @@ def test_targets_of_latency_and_accuracy(job):
         asked.append(rate)
         return 4 * rate
 
-    assert slimming.chosen_rate(pruning(replace(job, rate=None, max_drop=1.0), drop=drop)) == 0.25
+    assert slimming.chosen_rate(pruning(replace(job, rate=None, max_drop=1.0), max_drop=drop)) == 0.25
     assert len(set(asked)) <= 7
 
 
 def test_targets_that_cannot_be_met_name_the_nearest_that_can(job):
-    latencies = {rate: 1 - 0.5 * rate for rate in slimming.COARSE}
     for target, values, message in (
-        ({"latency": 0.1}, {"latencies": latencies}, "latency 0.1 cannot be met: the nearest is 0.525, at rate 0.95"),
+        (
+            {"latency": 0.1},
+            {"latency": lambda rate: 1 - 0.5 * rate},
+            "latency 0.1 cannot be met: the nearest is 0.525, at rate 0.95",
+        ),
         (
             {"max_drop": 1.0},
-            {"drop": lambda rate: 2 + rate},
+            {"max_drop": lambda rate: 2 + rate},
             "max_drop 1 cannot be met: the nearest is 2.05, at rate 0.05",
         ),
         (
@@ -372,7 +378,10 @@ def test_bad_jobs_are_refused_in_one_line_and_leave_nothing(job, photos, tmp_pat
         ({"network": "torchvision/mobilenet_v2"}, "does not fit torchvision/mobilenet_v2: .* tensors differ, first"),
         ({"network": "torchvision/nothing"}, "unknown architecture 'torchvision/nothing'"),
         ({"weights": "no.pth"}, "no file no.pth"),
-        ({"data": str(tmp_path)}, "each class needs at least two images"),
+        (
+            {"data": str(tmp_path)},
+            "has one class folder only, one; give a folder with one folder of images for each class",
+        ),
         ({"data": str(one)}, "each class needs at least two images, one of them to test on; too few have a, b"),
         ({"data": "photoz/"}, "unknown data set 'photoz/'"),
         ({"rate": 1.5}, r"rate must be in \[0, 1\), got 1.5"),

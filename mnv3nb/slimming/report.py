@@ -24,7 +24,8 @@ from ..plots.latency import slimmed
 
 CALIBRATION = 256  # training images by which the ranges of int8 are set
 TOLERANCE = 1e-4  # of the exported graph's logits, relative to the largest where that is above 1
-STYLE = "body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.2em .8em;text-align:right}img{width:100%}"
+STYLE = """body { font: 1em sans-serif; max-width: 60em; margin: auto } img { width: 100% }
+td, th { padding: .2em .8em; text-align: right } .anchor-link { display: none }"""
 PAGE = """# {title}
 
 On {tests} test images, by the ONNX files; ONNX Runtime on {cpu}, one thread, batch 1. {about}.

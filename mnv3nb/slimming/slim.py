@@ -104,7 +104,7 @@ class Pruning:
             small = fold_bias(self.dense, small, masks, self.size)
         return trained(self.job, f"2_finetuned_{rate:g}", small, self.data, self.job.training(self.size))
 
-    def drop(self, rate: float) -> float:
+    def max_drop(self, rate: float) -> float:
         """Points of accuracy lost on the held-out images, after fine-tuning."""
         held = self.data.test_images, self.data.test_labels, self.size
         return 100 * (evaluate(self.dense, *held) - evaluate(self.finetuned(rate), *held))
@@ -112,9 +112,12 @@ class Pruning:
     def parameters(self, rate: float) -> int:
         return count_parameters(prune(self.dense, self.masks(rate)))
 
+    def latency(self, rate: float) -> float:
+        """Latency divided by the dense network's, in ONNX Runtime, one thread, batch 1."""
+        return self._latencies[rate]
+
     @cached_property
-    def latencies(self) -> dict[float, float]:
-        """Latency at each rate divided by the dense network's, in ONNX Runtime, one thread, batch 1."""
+    def _latencies(self) -> dict[float, float]:
         template = onnx_template(self.dense, self.size)
         networks = {"dense": self.dense} | {rate: prune(self.dense, self.masks(rate)) for rate in COARSE}
         runners = {n: onnx_runner(with_weights(template, fused(net).state_dict())) for n, net in networks.items()}
@@ -132,7 +135,7 @@ def chosen_rate(p: Pruning) -> float:
     if path.is_file():
         return json.loads(path.read_text())
     wanted, rates = getattr(job, job.target), RATES if job.target == "parameters" else COARSE
-    value = {"max_drop": p.drop, "latency": lambda rate: p.latencies[rate], "parameters": p.parameters}[job.target]
+    value = getattr(p, job.target)
     best = {"max_drop": rates[0], "parameters": rates[-1]}.get(job.target) or min(rates, key=value)
     if (nearest := value(best)) > wanted:
         text = f"the nearest is {nearest:.8g}, at rate {best:g} with multiples of {job.multiple_of}"
