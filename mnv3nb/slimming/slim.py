@@ -21,7 +21,7 @@ from ..datasets import load_dataset
 from ..deployment.bias import fold_bias
 from ..deployment.latency import fused, interleaved, onnx_runner, onnx_template, ratios, with_weights
 from ..importance import score
-from ..networks import load_network
+from ..networks import build_network, load_network
 from ..pruning import keep_masks, prune
 from ..training import TrainConfig, evaluate, train
 from .job import Job
@@ -41,11 +41,11 @@ def slim(job: Job) -> Path:
     trained on then; test images decide nothing. Raises ValueError or FileNotFoundError for what does not fit or a
     target that cannot be met, naming the nearest that can.
     """
+    blocks(build_network(job.network, 2))  # raises ValueError before photos are read
     torch.manual_seed(job.seed)
     data = load_dataset(job.data, image_size=job.image_size)
     size = job.image_size or max(32, *data.train_images.shape[2:])
     start = load_network(job.network, job.weights, len(data.classes))
-    blocks(start)  # raises ValueError if there are none
     part = data.subset(holdout=len(data.train_images) // 10) if job.max_drop else data
     job.claim_folder(data)
     about = {"network": job.network, "criterion": job.criterion or "gamma_sparsity"}
