@@ -389,7 +389,7 @@ def test_bad_jobs_are_refused_in_one_line_and_leave_nothing(job, photos, tmp_pat
         ({"rate": None, "max_drop": 0.0}, "max_drop must be above 0, got 0.0"),
         ({"multiple_of": 0}, "multiple_of must be an integer ≥ 1"),
         ({"epochs": -1}, "epochs must be an integer ≥ 0"),
-        ({"criterion": "l3"}, "unknown criterion 'l3'; did you mean 'l"),
+        ({"criterion": "gama"}, "unknown criterion 'gama'; did you mean 'gamma'"),
         ({"criterion": "l1", "weights": None}, "a criterion prunes trained weights"),
     ):
         given = vars(job) | change
