@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not a notebook's bar, which stays at 0 in saved copies
 
 from ._files import write_atomically
 from .data import SPLITS, Dataset
