@@ -1,4 +1,4 @@
-"""python -m mnv3nb figures | grid | prune | export"""
+"""python -m mnv3nb figures | grid | slim | prune | export"""
 
 import argparse
 import errno
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 
 from ._device import pick_device
 from ._files import check_ending
@@ -23,6 +24,7 @@ from .experiments.runs import Runs
 from .experiments.store import other_formats
 from .importance import NEEDS_DATA, score
 from .pruning import keep_masks, prune
+from .slimming.job import Job
 
 
 def figures(add):
@@ -78,6 +80,30 @@ def grid(add):
             done = recorder(runs, profile, configs) if options.record else None
             with connect(options.scheduler) if options.scheduler else nullcontext() as executor:
                 run_grid(runs, configs, executor, done)
+        return 0
+
+    return run
+
+
+def slim(add):
+    """a network and photos in: a smaller one, its ONNX files and a report out; the same command resumes"""
+    for option in fields(Job):
+        kind = next(kind for kind in (float, int, str) if kind.__name__ in str(option.type))
+        required = option.default == ""
+        add(
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            required=required,
+            default=option.default,
+            **option.metadata,
+        )
+
+    def run(options) -> int:
+        from .slimming.slim import slim  # late, because it brings pandas, matplotlib and nbconvert
+
+        folder = slim(Job(**{option.name: getattr(options, option.name) for option in fields(Job)}))
+        print((folder / "report.md").read_text().partition("![")[0])
+        print(f"written: {folder}; open {folder / 'report.html'}")
         return 0
 
     return run
@@ -149,7 +175,7 @@ def check_size(size: int) -> int:
     return size
 
 
-COMMANDS = {"figures": figures, "grid": grid, "prune": prune_stored, "export": export}
+COMMANDS = {"figures": figures, "grid": grid, "slim": slim, "prune": prune_stored, "export": export}
 
 
 def main(arguments: list[str] | None = None) -> int:

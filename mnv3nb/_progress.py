@@ -29,4 +29,5 @@ class Progress:
         text = f"loss {row['train_loss']:.4f}, test accuracy {100 * row['test_accuracy']:.2f} %"
         self.bar.set_postfix_str(f"epoch {row['epoch']}/{self.epochs}, {text}", refresh=False)
         if self.shown and not self.live:
-            print(f"{self.label or 'epoch'} {row['epoch']}/{self.epochs}: {text}, {row['seconds']:.1f} s", flush=True)
+            left = f"{row['seconds']:.1f} s, {row['seconds'] * (self.epochs - row['epoch']) / 60:.1f} min left"
+            print(f"{self.label or 'epoch'} {row['epoch']}/{self.epochs}: {text}, {left}", flush=True)

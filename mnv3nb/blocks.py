@@ -104,11 +104,7 @@ def _match(name: str, module: nn.Module) -> Block | None:
     width = expand.out_channels
     pointwise = all(conv.kernel_size == (1, 1) and conv.groups == 1 for conv in (expand, *se, project))
     grouped = depthwise.groups == depthwise.in_channels == depthwise.out_channels == width == project.in_channels
-    squeezed = not se or (width, se[0].out_channels, width) == (
-        se[0].in_channels,
-        se[1].in_channels,
-        se[1].out_channels,
-    )
+    squeezed = not se or (se[0].in_channels == se[1].out_channels == width and se[0].out_channels == se[1].in_channels)
     after = dict(zip(layers, [*layers[1:], None]))
     norms = [n if isinstance(n := after[conv], nn.BatchNorm2d) else None for conv in (expand, depthwise, project)]
     if not (pointwise and grouped and squeezed and norms[0] and norms[1]):

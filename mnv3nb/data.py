@@ -13,13 +13,14 @@ AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`, for training and for testing."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`, to train and test on. Mapped: images on a disk."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+    mapped: bool = False
 
     def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
         """The first `train_images`; `holdout` > 0: the last `holdout` training images replace the test images."""
@@ -33,8 +34,9 @@ class Dataset:
         return part
 
     def to(self, device: torch.device) -> "Dataset":
-        """The same data set on `device`."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
+        """The same data set on `device`; mapped images stay where they are."""
+        moved = [name for name in SPLITS if not (self.mapped and name.endswith("images"))]
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
 
 def to_input(images: Tensor, image_size: int) -> Tensor:

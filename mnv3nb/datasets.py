@@ -1,6 +1,7 @@
-"""Named data sets and files of images: digits, CIFAR, any .npz."""
+"""Named data sets, files and folders of images: digits, CIFAR, any .npz, a folder for each class."""
 
 import hashlib
+import json
 import math
 import os
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from . import folders
 from ._files import default_home, lookup, write_atomically
 from .data import SPLITS, Dataset
 
@@ -21,22 +23,33 @@ MAX_BYTES = 16 << 30  # an .npz that claims to unpack to more is refused before 
 MAX_HEADER = 10_000  # bytes of an array's header; ours have 128
 
 
-def load_dataset(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """`digits` (needs no download), `cifar10`, `cifar100`, or the path of any `.npz` with MedMNIST's names.
+def load_dataset(
+    name_or_path: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """`digits` (needs no download), `cifar10`, `cifar100`, any `.npz` with MedMNIST's names, or a folder of images.
 
     The file holds train_images, train_labels, test_images, test_labels (images N×H×W or N×H×W×3, uint8) and perhaps
     `classes`. CIFAR is downloaded once by torchvision, checksum verified, from `$MNV3NB_MIRROR` (a base address) or
     its home server, and kept as one `.npz` in `data_dir` (default `$MNV3NB_DATA`, else `data/`). Images are put into
     an order of their own content, so that the same data give the same runs wherever the file came from.
+    A folder has one folder of images per class, or train/ and test/ with these; without test/ (or val/), a fifth of each
+    class, drawn by `seed`, is for testing. Images become RGB squares of `image_size` pixels (None: the median shorter
+    side, at most 224): shorter side resized, centre cropped. Broken files are named, counted and left out. All is kept
+    as one .npz in `data_dir`, beside a checksum, made anew when a file changes; it is memory-mapped, not read.
     Raises FileNotFoundError or ValueError that says what is wrong with the file.
     """
     name = os.fspath(name_or_path)
     if name == "digits":
         return _verified(name, _digits())
     folder = Path(data_dir or os.environ.get("MNV3NB_DATA") or default_home() / "data")
+    if name not in NAMES and os.path.isdir(name):
+        return _read_folder(Path(name), folder, image_size, seed)
     path = Path(name) if name.endswith(".npz") else folder / f"{name}.npz"
     if not name.endswith(".npz"):
-        lookup(CHECKSUMS, name, "data set", ", or the path of an .npz file")
+        lookup(CHECKSUMS, name, "data set", ", or the path of an .npz file or of a folder of class folders")
     if not path.exists():
         if name not in NAMES:
             raise FileNotFoundError(f"no data file {path}; give the path of an .npz with {', '.join(SPLITS)}")
@@ -62,7 +75,8 @@ def content_checksum(dataset: Dataset) -> str:
     """SHA-256 (first 16 hex digits) of all images and labels and the number of classes."""
     digest = hashlib.sha256(f"{len(dataset.classes)}".encode())
     for name in SPLITS:
-        digest.update(np.ascontiguousarray(getattr(dataset, name).numpy()).data)
+        for part in getattr(dataset, name).split(1024):  # mapped data need not fit into memory
+            digest.update(np.ascontiguousarray(part.numpy()).data)
     return digest.hexdigest()[:16]
 
 
@@ -88,6 +102,32 @@ def _digits() -> Dataset:
     test = np.arange(len(images)) % 5 == 0
     arrays = (images[~test], labels[~test], images[test], labels[test])
     return _dataset("digits", dict(zip(SPLITS, arrays)), tuple("0123456789"))
+
+
+def _read_folder(folder: Path, cache: Path, image_size: int | None, seed: int) -> Dataset:
+    classes, splits = folders.find_images(folder, seed)
+    stats = [(split, str(path), path.stat()) for split, images in splits.items() for path, _ in images]
+    files = [(split, path, stat.st_size, stat.st_mtime_ns) for split, path, stat in stats]
+    fingerprint = hashlib.sha256(repr((classes, files)).encode()).hexdigest()
+    named = hashlib.sha256(repr((str(folder.resolve()), image_size, seed)).encode()).hexdigest()[:12]
+    path = cache / f"{folder.resolve().name}-{named}.npz"
+    beside = path.with_suffix(".json")
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # of several processes one reads the images
+        about = json.loads(beside.read_text()) if beside.is_file() and path.is_file() else {}
+        if about.get("fingerprint") != fingerprint or _mapped_checksum(path) != about.get("checksum"):
+            about = folders.store_images(classes, splits, path, image_size) | {"fingerprint": fingerprint}
+            about["checksum"] = _mapped_checksum(path)
+            with write_atomically(beside) as file:
+                file.write(json.dumps(about, indent=1).encode())
+    return folders.map_images(path)
+
+
+def _mapped_checksum(path: Path) -> str | None:
+    try:
+        return content_checksum(folders.map_images(path))
+    except Exception:  # damaged, in whatever way
+        return None
 
 
 def _verified(name: str, dataset: Dataset) -> Dataset:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from .model import MobileNetV3Large
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def build_network(architecture: str, num_classes: int, **arguments) -> nn.Module:
     """A dense network with random weights: "mnv3nb/MobileNetV3Large", "torchvision/NAME" or, with timm, "timm/NAME".
@@ -42,26 +40,17 @@ def load_network(architecture: str, weights: str | os.PathLike | None = None, nu
 
     `weights`: None = random; "DEFAULT" = the library's pretrained ones (downloaded); or a .pth file with a state dict,
     read with `weights_only=True`. A classifier of another size is replaced by a random one, and stderr reports it.
-    Networks with ImageNet weights expect images normalised with ImageNet's mean and deviation: see `normalise_input`.
+    Networks with weights expect images normalised as the library's pretrained ones do, mostly with ImageNet's mean and
+    deviation, and do it themselves: see `normalise_input`. Random weights and the paper's network do not.
     Raises ValueError for an unknown name or weights that do not fit, naming the first tensors; FileNotFoundError.
     """
     if weights is None:
         return build_network(architecture, num_classes)
-    if weights == "DEFAULT":
-        model = _pretrained(architecture)
-        return normalise_input(_with_classes(model, num_classes), *IMAGENET)
-    state = _read_state_dict(Path(weights))
-    model = build_network(architecture, _classes_in(state, architecture))
-    expected = model.state_dict()
-    if wrong := [
-        k for k in {**expected, **state} if k not in expected or k not in state or expected[k].shape != state[k].shape
-    ]:
-        raise ValueError(
-            f"{weights} does not fit {architecture}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}"
-        )
-    model.load_state_dict(state)
+    model = _pretrained(architecture) if weights == "DEFAULT" else _filled(architecture, Path(weights))
     model = _with_classes(model, num_classes)
-    return model if architecture == MobileNetV3Large.architecture else normalise_input(model, *IMAGENET)
+    if architecture == MobileNetV3Large.architecture:
+        return model
+    return normalise_input(model, *_normalisation_of(model))
 
 
 def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> nn.Module:
@@ -70,8 +59,9 @@ def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence
     `mean`, `deviation`: per channel, of images in [0, 1]. They are kept as `.normalisation`, stored by `save_model`, and
     part of every exported graph.
     """
-    scale = torch.tensor([0.5 / d for d in deviation])[:, None, None]
-    shift = torch.tensor([(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)])[:, None, None]
+    with torch.device("cpu"):  # not meta, where load_model lays networks out
+        scale = torch.tensor([0.5 / d for d in deviation])[:, None, None]
+        shift = torch.tensor([(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)])[:, None, None]
     model.normalisation = [list(mean), list(deviation)]
     model.register_forward_pre_hook(lambda _, args: (args[0] * scale.to(args[0]) + shift.to(args[0]), *args[1:]))
     return model
@@ -83,13 +73,45 @@ def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def _pretrained(architecture: str) -> nn.Module:
-    arguments = {"pretrained": True} if architecture.startswith("timm/") else {"weights": "DEFAULT"}
+    library, _, name = architecture.partition("/")
+    if library not in ("torchvision", "timm"):
+        raise ValueError(f"{architecture} has no pretrained weights; give None or the path of a .pth file")
     try:
-        return build_network(architecture, 1000, **arguments)
-    except (OSError, RuntimeError) as error:
+        if library == "timm":
+            return build_network(architecture, 1000, pretrained=True)
+        model = build_network(architecture, 1000)
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+        return model
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"the weights of {architecture} could not be downloaded ({error}); give the path of a .pth file instead"
+            f"the weights of {architecture} could not be downloaded ({reason}); give the path of a .pth file instead"
         ) from error
+
+
+def _filled(architecture: str, path: Path) -> nn.Module:
+    """The network with the tensors of a .pth file and as many classes as they are for."""
+    state = _read_state_dict(path)
+    model = build_network(architecture, _classes_in(state, architecture))
+    expected = model.state_dict()
+    every = {**expected, **state}
+    wrong = [k for k in every if k not in expected or k not in state or expected[k].shape != state[k].shape]
+    if wrong:
+        names = ", ".join(wrong[:3])
+        raise ValueError(f"{path} does not fit {architecture}: {len(wrong)} tensors differ, first {names}")
+    for key, tensor in expected.items():
+        tensor.copy_(state[key])
+    return model
+
+
+def _normalisation_of(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """What the library's pretrained weights of this network expect."""
+    library, _, name = model.architecture.partition("/")
+    if library == "timm":
+        return model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return preset.mean, preset.std
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,4 @@
-"""One loop for plain training, sparse training and fine-tuning; it can be stopped after any epoch and resumed
-exactly."""
+"""One loop for plain and sparse training and fine-tuning; stopped after any epoch, it resumes exactly."""
 
 import math
 import time
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._ahead import read_ahead
 from ._device import fast_forward, pick_device
 from ._progress import Progress
 from ._tensors import restore, snapshot
@@ -107,16 +107,17 @@ def train(
 
 
 def _train_epoch(model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar: Progress) -> dict:
-    device, steps = data.train_images.device, _steps(data, config)
+    device, steps = next(model.parameters()).device, _steps(data, config)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     total_loss, total_correct = torch.zeros(2, device=device)
     first_bad = torch.full((), steps, device=device)
     model.train()
-    for step, (images, labels) in enumerate(batches(data, config.batch_size, generator, config.augment)):
+    read = batches(data, config.batch_size, generator, config.augment)
+    for step, (images, labels) in enumerate(read_ahead(read) if data.mapped else read):
         lr = learning_rate(config, (epoch - 1) * steps + step, steps)
         optimizer.param_groups[0]["lr"] = lr
         with fast_forward(device):
-            logits = model(to_input(images, config.image_size))
+            logits = model(to_input(images.to(device), config.image_size))
             loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

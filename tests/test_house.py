@@ -9,13 +9,14 @@ from support import ROOT
 PACKAGE = ROOT / "mnv3nb"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = ("model", "blocks", "complexity", "data", "training", "importance", "pruning", "checkpoint")
-STOREYS = ("core", "deployment", "experiments", "plots", "report", "top")
+STOREYS = ("core", "deployment", "experiments", "plots", "report", "slimming", "top")
 MAY_IMPORT = {
     "core": {"core"},
     "deployment": {"core", "deployment"},
     "plots": {"core", "plots"},
     "experiments": {"core", "deployment", "experiments"},
     "report": {"core", "deployment", "experiments", "plots", "report"},
+    "slimming": {"core", "deployment", "plots", "slimming"},
     "top": set(STOREYS),
 }
 

@@ -1,6 +1,7 @@
 """Any network of inverted-residual blocks: found by structure, cut exactly, stored and read back."""
 
 import copy
+import hashlib
 
 import pytest
 import torch
@@ -8,8 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import same_tensors
 from torch import nn
+from torchvision.models import MobileNet_V3_Small_Weights
 
-from mnv3nb import blocks, build_network, keep_masks, load_model, prune, save_model, score
+from mnv3nb import (
+    TrainConfig,
+    blocks,
+    build_network,
+    fold_bias,
+    keep_masks,
+    load_model,
+    load_network,
+    prune,
+    save_model,
+    score,
+    train,
+)
+from mnv3nb.data import to_input
+from mnv3nb.deployment.export import session, to_onnx
 
 FOUND = {
     "mnv3nb/MobileNetV3Large": 15,
@@ -146,3 +162,120 @@ def test_a_network_that_cannot_be_rebuilt_is_not_saved(tmp_path):
         with pytest.raises(ValueError, match=f"unknown architecture '{name}'"):
             build_network(name, 10)
     assert not list(tmp_path.iterdir())
+
+
+# weights of others
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A .pth file of MobileNetV3-Small with 7 classes."""
+    path = tmp_path / "mine.pth"
+    torch.save(trained_looking("torchvision/mobilenet_v3_small").float().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", [name for name in [*FOUND, *FROM_TIMM] if not name.startswith("mnv3nb/")])
+def test_from_a_pth_file_through_pruning_to_onnx_runtime(architecture, digits, tmp_path):
+    """Load, score, prune, fold, fine-tune three steps, save, load, export: the exported graph computes the network."""
+    torch.save(trained_looking(architecture).float().state_dict(), tmp_path / "mine.pth")
+    model = load_network(architecture, tmp_path / "mine.pth", 10)
+    masks = keep_masks(score(model), 0.5, multiple_of=8)
+    small = fold_bias(model, prune(model, masks), masks, 32)
+    train(small, digits.subset(24), TrainConfig(epochs=1, batch_size=8), device="cpu", progress=False)
+    save_model(small.eval(), tmp_path / "m.safetensors", image_size=32, classes=digits.classes)
+    back = load_model(tmp_path / "m.safetensors")
+    assert [b.width for b in blocks(back)] == [int(mask.sum()) for mask in masks]
+    assert same_tensors(dict(back.state_dict()), dict(small.state_dict())) and back.normalisation == model.normalisation
+    x = to_input(digits.test_images[:4], 32)
+    graph = to_onnx(back, 32)
+    (logits,) = session(graph).run(None, {"images": x.contiguous().numpy()})
+    with torch.no_grad():
+        wanted = small(x)
+    assert torch.allclose(torch.from_numpy(logits), wanted, atol=1e-4, rtol=1e-4) and torch.equal(back(x), wanted)
+    assert "normalised inside" in graph.doc_string
+
+
+def test_a_file_of_weights_is_what_the_network_computes_after_imagenets_normalisation(mine, capsys):
+    plain = build_network("torchvision/mobilenet_v3_small", 7)
+    plain.load_state_dict(torch.load(mine, weights_only=True))
+    model, images = load_network("torchvision/mobilenet_v3_small", mine, 7), torch.rand(2, 3, 32, 32)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normal = (images - mean[:, None, None]) / deviation[:, None, None]
+    assert torch.allclose(model.eval()(2 * images - 1), plain.eval()(normal), atol=1e-4)
+    assert torch.equal(torch.tensor(model.normalisation), torch.stack([mean, deviation]))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_classifier_of_another_size_is_replaced_and_reported(mine, capsys):
+    model = load_network("torchvision/mobilenet_v3_small", mine, 3)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert "classifier classifier.3 of 7 classes replaced by a random one of 3" in capsys.readouterr().err
+
+
+def test_weights_of_another_architecture_name_the_first_tensors_that_do_not_fit(mine):
+    with pytest.raises(
+        ValueError, match=r"does not fit torchvision/mobilenet_v2: \d+ tensors differ, first features\.0\.0"
+    ):
+        load_network("torchvision/mobilenet_v2", mine, 7)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in torch.load(mine).items()}}, mine)  # as scripts wrap it
+    load_network("torchvision/mobilenet_v3_small", mine, 7)
+    for content, message in (({"a": 1}, "holds no state dict"), ([torch.ones(1)], "holds no state dict")):
+        torch.save(content, mine)
+        with pytest.raises(ValueError, match=message):
+            load_network("torchvision/mobilenet_v3_small", mine, 7)
+    mine.write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match="is not a file of plain tensors"):
+        load_network("torchvision/mobilenet_v3_small", mine, 7)
+    with pytest.raises(FileNotFoundError, match=r"no file .*give None, 'DEFAULT' or the path"):
+        load_network("torchvision/mobilenet_v3_small", mine.with_name("x.pth"), 7)
+
+
+class Touch:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path):
+    torch.save({"weight": torch.ones(2), "x": Touch(tmp_path / "proof")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="is not a file of plain tensors"):
+        load_network("torchvision/mobilenet_v3_small", tmp_path / "evil.pth")
+    assert not (tmp_path / "proof").exists()
+
+
+def imagenets(monkeypatch, tmp_path, content: object, name: str | None = None):
+    """torchvision's DEFAULT weights come from a local file, under a name with the first 8 digits of its SHA-256."""
+    torch.save(content, tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
+    served = (tmp_path / "w.pth").rename(tmp_path / (name or f"small-{digest}.pth"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(MobileNet_V3_Small_Weights.DEFAULT.value, "url", served.as_uri())
+
+
+def test_default_weights_are_fetched_verified_and_read_as_plain_tensors(monkeypatch, tmp_path, capsys):
+    torch.manual_seed(5)
+    dense = build_network("torchvision/mobilenet_v3_small", 1000)
+    imagenets(monkeypatch, tmp_path, dense.state_dict())
+    model = load_network("torchvision/mobilenet_v3_small", "DEFAULT", 5)
+    expected = {name: tensor for name, tensor in dense.state_dict().items() if not name.startswith("classifier.3")}
+    assert same_tensors({name: model.state_dict()[name] for name in expected}, expected)
+    assert model.classifier[3].out_features == 5 and model.normalisation[0] == [0.485, 0.456, 0.406]
+    assert "1000 classes replaced by a random one of 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["another hash", "code", "nowhere"])
+def test_default_weights_that_are_not_the_published_ones_are_refused(monkeypatch, tmp_path, fault):
+    content = {"x": Touch(tmp_path / "proof")} if fault == "code" else {"x": torch.ones(1)}
+    imagenets(monkeypatch, tmp_path, content, "small-00000000.pth" if fault == "another hash" else None)
+    if fault == "nowhere":
+        monkeypatch.setattr(MobileNet_V3_Small_Weights.DEFAULT.value, "url", (tmp_path / "no-12345678.pth").as_uri())
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*give the path of a .pth file instead"):
+        load_network("torchvision/mobilenet_v3_small", "DEFAULT")
+    assert not (tmp_path / "proof").exists()
+    with pytest.raises(ValueError, match="has no pretrained weights"):
+        load_network("mnv3nb/MobileNetV3Large", "DEFAULT")

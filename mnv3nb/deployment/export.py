@@ -46,7 +46,11 @@ def to_onnx(model: nn.Module, image_size: int) -> "onnx.ModelProto":
     """
     names = {"input_names": ["images"], "output_names": ["logits"]}
     program = torch.onnx.export(_program(model, image_size), dynamo=True, opset_version=18, verbose=False, **names)
-    return program.model_proto
+    graph = program.model_proto
+    mean_and_deviation = getattr(model, "normalisation", None)
+    inside = f", normalised inside with mean and deviation {mean_and_deviation}" if mean_and_deviation else ""
+    graph.doc_string = f"images: RGB, value / 127.5 - 1{inside}; logits: one per class"
+    return graph
 
 
 def _program(model: nn.Module, image_size: int) -> torch.export.ExportedProgram:
@@ -66,9 +70,14 @@ def session(graph: "onnx.ModelProto", threads: int = 1) -> "onnxruntime.Inferenc
 
 def onnx_accuracy(graph: "onnx.ModelProto", images: Tensor, labels: Tensor, image_size: int) -> float:
     """Share of `images` (uint8) that `graph` labels correctly in ONNX Runtime, in [0, 1]."""
+    return float((onnx_labels(graph, images, image_size) == labels).double().mean())
+
+
+def onnx_labels(graph: "onnx.ModelProto", images: Tensor, image_size: int) -> Tensor:
+    """The class that `graph` gives to each of `images` (uint8 (N, 3, H, W)) in ONNX Runtime, int64 (N,)."""
     run = session(graph, threads=0)
     logits = [run.run(None, feed)[0] for feed in _feeds(images, image_size, 500)]
-    return float((np.concatenate(logits).argmax(1) == labels.numpy()).mean())
+    return torch.from_numpy(np.concatenate(logits).argmax(1))
 
 
 def quantized(graph: "onnx.ModelProto", images: Tensor, image_size: int) -> "onnx.ModelProto":

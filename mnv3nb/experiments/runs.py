@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
-from .._device import pick_device
+from .._device import pick_device, with_threads
 from .._files import default_home
 from ..checkpoint import save_model
 from ..complexity import count_parameters
@@ -116,7 +116,7 @@ class Runs:
 
         before = {"state": state.tensors, "history": state.history}
         shown = {"progress": self.progress and os.environ.get("MNV3NB_HEADLESS") != "1", "label": config.label}
-        with _threads(state.threads):  # another number would change the last bits
+        with with_threads(state.threads):  # another number would change the last bits
             history = train(model, data, config.train, device=str(device), **before, on_epoch=save, **shown)
         store.write_metrics(folder, history)
         store.write_filters(folder, model)
@@ -162,13 +162,3 @@ def _random_network(
     with _DRAW, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """What a cut buys in time: latency beside FLOPs and beside accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,26 @@ def latency_against_flops(table: pd.DataFrame, networks: Sequence[str]) -> Figur
     ax.set(xlabel="share of the dense network (%)", ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticks(list(rows.values()), list(rows))
     fig.legend(loc="outside upper center", ncols=5)
+    return fig
+
+
+def slimmed(shares: Mapping[str, float], widths: pd.DataFrame) -> Figure:
+    """What a pruned network has left: each cost as a share of the dense network's, and the width of every block.
+
+    `widths`: columns before and after, channels of each block's expansion.
+    """
+    fig = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.6))
+    bars = left.barh(list(shares), [100 * share for share in shares.values()], color=LOOKS["fine-tuned"]["color"])
+    left.bar_label(bars, fmt="%.0f %%", padding=3)
+    left.axvline(100, color=LOOKS["dense"]["color"], linestyle="--")
+    left.set(xlabel="left of the dense network (%)", xlim=(0, max(115, *(120 * share for share in shares.values()))))
+    left.invert_yaxis()
+    numbers = range(1, len(widths) + 1)
+    right.bar(numbers, widths.before, color="0.85", label="dense")
+    right.bar(numbers, widths.after, color=LOOKS["fine-tuned"]["color"], label="pruned")
+    right.set(xlabel="block", ylabel="width (channels of the expansion)")
+    right.legend()
     return fig
 
 

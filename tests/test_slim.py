@@ -1,0 +1,408 @@
+"""`slim`: folders of photos in, a smaller network, its files and a report out; stopped and resumed; refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from support import ROOT, same_tensors
+
+from mnv3nb import TrainConfig, blocks, build_network, load_dataset, load_model, load_network, save_model, train
+from mnv3nb.__main__ import main
+from mnv3nb._ahead import read_ahead
+from mnv3nb.data import SPLITS
+from mnv3nb.datasets import content_checksum, data_checksum
+from mnv3nb.deployment.export import onnx_labels
+from mnv3nb.slimming import slim as slimming
+from mnv3nb.slimming.job import Job
+from mnv3nb.slimming.report import accuracies
+
+NETWORK = "torchvision/mobilenet_v3_small"
+
+
+def write_photos(folder, images, labels, size=lambda i: (12, 12)) -> None:
+    """Each image in the folder of its class, as a grey or a coloured file, PNG or JPEG, upright or not."""
+    for i, (image, label) in enumerate(zip(images, labels.tolist())):
+        path = folder / f"digit {label}" / f"{i:03}.{('png', 'jpg')[i % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size(i))
+        (photo.convert("L") if i % 3 else photo).save(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, digits):
+    """160 training and 40 test images of ten classes, of unequal sizes, two of them broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    sizes = {"train": lambda i: (10 + i % 5, 12), "test": lambda i: (12, 14 + i % 2)}
+    write_photos(folder / "train", digits.train_images[:160], digits.train_labels[:160], sizes["train"])
+    write_photos(folder / "test", digits.test_images[:40], digits.test_labels[:40], sizes["test"])
+    (folder / "train" / "digit 3" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    (folder / "train" / "digit 4" / "empty.png").touch()
+    (folder / "train" / "digit 4" / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(photos, tmp_path_factory):
+    """MobileNetV3-Small trained for two epochs on these photos, as a .pth file."""
+    torch.manual_seed(0)
+    model, path = build_network(NETWORK, 10), tmp_path_factory.mktemp("weights") / "mine.pth"
+    config = TrainConfig(epochs=2, batch_size=16, image_size=32, lr=3e-3)
+    train(model, load_dataset(photos), config, device="cpu", progress=False)
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def job(photos, weights, tmp_path) -> Job:
+    how = {"rate": 0.5, "multiple_of": 8, "epochs": 3, "lr": 3e-3, "augment": "crop"}
+    return Job(NETWORK, str(photos), str(tmp_path / "small"), str(weights), **how)
+
+
+def command(job: Job) -> list[str]:
+    given = {name: value for name, value in vars(job).items() if value is not None}
+    return ["slim", *(word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
+
+
+# folders of photos
+
+
+def test_photos_of_all_kinds_become_equal_squares_and_broken_ones_are_named(photos, tmp_path, capsys):
+    data = load_dataset(photos, tmp_path)
+    assert data.train_images.shape == (160, 3, 12, 12) and data.test_images.shape == (40, 3, 12, 12)
+    assert (
+        data.train_images.dtype == torch.uint8
+        and data.classes == tuple(f"digit {i}" for i in range(10))
+        and data.mapped
+    )
+    err = capsys.readouterr().err
+    assert (
+        "kept as 12×12 pixels" in err and "2 broken files left out" in err and "cut.jpg" in err and "empty.png" in err
+    )
+    few, most = np.bincount(data.train_labels).min(), np.bincount(data.train_labels).max()
+    assert re.search(rf"training images per class: {few} \(digit \d\) to {most} \(digit \d\)", err)
+    (kept,) = tmp_path.glob("*.npz")
+    about = json.loads(kept.with_suffix(".json").read_text())
+    assert about["checksum"] == content_checksum(data) and len(about["broken"]) == 2 and about["image_size"] == 12
+
+
+def test_a_file_kept_from_a_folder_is_also_an_ordinary_data_set(photos, tmp_path):
+    mapped = load_dataset(photos, tmp_path)
+    plain = load_dataset(next(tmp_path.glob("*.npz")))
+    assert not plain.mapped and sorted(map(hash_of, plain.train_images)) == sorted(map(hash_of, mapped.train_images))
+
+
+def hash_of(image: torch.Tensor) -> bytes:
+    return image.contiguous().numpy().tobytes()
+
+
+def test_photos_are_read_again_only_when_a_file_has_changed_or_what_is_kept_is_damaged(photos, tmp_path, capsys):
+    folder = shutil.copytree(photos, tmp_path / "p")
+    first = content_checksum(load_dataset(folder, tmp_path / "kept"))
+    assert "kept as" in capsys.readouterr().err
+    assert content_checksum(load_dataset(folder, tmp_path / "kept")) == first and capsys.readouterr().err == ""
+    (kept,) = (tmp_path / "kept").glob("*.npz")
+    for damage in (lambda b: b[:-100], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]):
+        kept.write_bytes(damage(kept.read_bytes()))
+        assert (
+            content_checksum(load_dataset(folder, tmp_path / "kept")) == first and "kept as" in capsys.readouterr().err
+        )
+    next((folder / "train" / "digit 1").glob("*.png")).unlink()
+    assert len(load_dataset(folder, tmp_path / "kept").train_images) == 159
+    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) in (
+        [".json", ".lock", ".npz"],
+        [".json", ".npz"],
+    )
+
+
+def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_by_seed(photos, tmp_path, capsys):
+    data, other = (load_dataset(photos / "train", tmp_path, seed=seed) for seed in (0, 1))
+    counts = {split: np.bincount(getattr(data, f"{split}_labels"), minlength=10) for split in ("train", "test")}
+    total = counts["train"] + counts["test"]
+    assert (np.abs(counts["test"] - 0.2 * total) <= 1).all() and total.sum() == 160
+    assert "a fifth of each class is held out" in capsys.readouterr().err
+    assert (
+        content_checksum(other) != content_checksum(data) == content_checksum(load_dataset(photos / "train", tmp_path))
+    )
+
+
+def test_sideways_16_bit_and_transparent_photos(tmp_path):
+    ramp = np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))
+    for name in "ab":
+        (tmp_path / "p" / name).mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    Image.fromarray(ramp).save(tmp_path / "p" / "a" / "0.png", exif=exif)
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "p" / "a" / "1.png")
+    Image.fromarray(np.dstack([ramp] * 4)).save(tmp_path / "p" / "b" / "0.png")
+    Image.fromarray(ramp).convert("P").save(tmp_path / "p" / "b" / "1.gif")
+    Image.fromarray(ramp).save(tmp_path / "p" / "b" / "1.bmp")
+    data = load_dataset(tmp_path / "p", tmp_path / "kept")
+    every = torch.cat([data.train_images, data.test_images])[:, 0]
+    expected = torch.from_numpy(ramp)
+    turned = [torch.equal(image, expected.T) for image in every]
+    assert sum(turned) == 1 and all(torch.equal(image, expected) for image, t in zip(every, turned) if not t)
+
+
+def test_the_middle_of_a_wide_photo_is_kept(tmp_path):
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 200
+    for i, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(wide + np.uint8(i)).save(tmp_path / "p" / name)
+    assert (load_dataset(tmp_path / "p", tmp_path, image_size=8).train_images >= 200).all()
+
+
+def test_folders_that_are_no_data_set_are_refused_and_leave_nothing(photos, tmp_path):
+    def made(*names):
+        folder = tmp_path / f"f{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(folder / name)
+        return folder
+
+    broken = made("a/0.png", "a/1.png", "b/0.png", "b/1.png")
+    for path in (broken / "b").iterdir():
+        path.write_bytes(b"")
+    for folder, message in (
+        (made(), "has no class folders; give a folder with one folder of images for each class"),
+        (made("0.png"), "has no class folders"),
+        (made("a/0.png", "b/0.png", "b/1.png"), "each class needs at least two images, one of them to test on; .* a$"),
+        (
+            made("test/a/0.png", "a/0.png", "b/0.png"),
+            "class folders in test/ but no train/; name the folder beside it train",
+        ),
+        (made("train/a/0.png", "train/c/0.png", "test/b/0.png"), "test has classes that .*train lacks: b"),
+        (made("a/b/0.png", "a/c/0.png"), "has one class folder only, a; give"),
+        (broken, "no readable train image of b; broken are .*png"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset(folder, tmp_path / "kept")
+    assert not list((tmp_path / "kept").glob("*.npz")) and not list((tmp_path / "kept").glob(".*"))
+    with pytest.raises(ValueError, match=r"unknown data set .*or of a folder of class folders"):
+        load_dataset(tmp_path / "nothing")
+
+
+# data larger than memory
+
+
+def test_training_on_mapped_images_is_bit_equal_to_training_in_memory(photos, tmp_path):
+    mapped = load_dataset(photos, tmp_path)
+    inside = replace(mapped, mapped=False, **{name: getattr(mapped, name).clone() for name in SPLITS})
+    networks, histories = [], []
+    for data in (mapped, inside):
+        torch.manual_seed(1)
+        networks.append(build_network("torchvision/mobilenet_v2", 10))
+        config = TrainConfig(epochs=1, batch_size=32, image_size=16, augment="crop_flip")
+        histories.append(train(networks[-1], data.subset(64), config, device="cpu", progress=False))
+    assert same_tensors(*(dict(network.state_dict()) for network in networks))
+    assert mapped.to(torch.device("meta")).train_images.device.type == "cpu"
+    assert data_checksum(photos) == content_checksum(inside)
+
+
+def test_what_is_read_ahead_comes_in_order_and_errors_come_through():
+    assert list(read_ahead(iter(range(1, 8)))) == list(range(1, 8)) and list(read_ahead(iter([]))) == []
+
+    def failing():
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(read_ahead(failing()))
+
+
+# the whole job
+
+
+def test_from_photos_to_files_killed_in_the_middle_and_resumed(job, photos, weights, monkeypatch, capfd):
+    """SIGKILL after the first epoch of fine-tuning; the same command then ends as a job that was never killed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mnv3nb", *command(job)], env=environment, stdout=subprocess.DEVNULL
+    )
+    state, deadline = job.stage("2_finetuned_0.5.state.safetensors"), time.monotonic() + 300
+    while not state.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.is_file() and not (state.parent.parent / "network.safetensors").exists()
+    assert main(command(job)) == 0
+    out = state.parent.parent
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["network.onnx", "network.safetensors", "network_int8.onnx", "report.html", "report.md", "report.png", "stages"]
+    )
+    assert not list(job.stage("").glob("*.state.*")) and not list(out.glob(".*"))
+    printed = capfd.readouterr()
+    assert re.search(r"2_finetuned_0.5, epochs [23] to 3", printed.err) and "open" in printed.out
+
+    monkeypatch.setattr(slimming, "write_results", lambda *_: None)
+    other = replace(job, out=f"{job.out}2")
+    slimming.slim(other)
+    once, twice = (load_model(j.stage("2_finetuned_0.5.safetensors")) for j in (other, job))
+    final = load_model(out / "network.safetensors")
+    assert same_tensors(dict(once.state_dict()), dict(twice.state_dict())) and same_tensors(
+        dict(once.state_dict()), dict(final.state_dict())
+    )
+    check_results(job, final, load_dataset(photos))
+
+
+def check_results(job: Job, final, data) -> None:
+    """What stands in the files is true."""
+    assert all(block.width % 8 == 0 for block in blocks(final))
+    about = final.metadata
+    assert about["rate"] == 0.5 and about["image_size"] == 32 and about["classes"] == list(data.classes)
+    for name, accuracy in (("network.onnx", about["accuracy"]), ("network_int8.onnx", None)):
+        graph = onnx.load(f"{job.out}/{name}")
+        plain, balanced = accuracies(onnx_labels(graph, data.test_images, 32), data.test_labels)
+        assert accuracy is None or accuracy == plain
+        page = Path(job.out, "report.md").read_text()
+        assert f"{plain:.4g}" in page and f"{balanced:.4g}" in page
+    assert any(node.op_type == "QuantizeLinear" for node in graph.graph.node)
+    assert all(
+        word in page
+        for word in ("balanced accuracy", "latency ratio", "aligned_ratio", "10 classes with", "report.png")
+    )
+    html = Path(job.out, "report.html").read_text()
+    assert "<table>" in html and "data:image/png;base64," in html and "http" not in html.replace("http-equiv", "")
+    assert os.path.getsize(f"{job.out}/network_int8.onnx") < 0.4 * os.path.getsize(f"{job.out}/network.onnx")
+
+
+def test_a_folder_with_another_job_is_left_alone(job, monkeypatch):
+    monkeypatch.setattr(slimming, "write_results", lambda *_: None)
+    straight = replace(job, criterion="l1", epochs=0)
+    slimming.slim(straight)
+    before = job.stage("job.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a job with another criterion, epochs: give another folder, or remove"):
+        slimming.slim(job)
+    assert job.stage("job.json").read_bytes() == before and not job.stage("1_sparse.safetensors").exists()
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes_there_are():
+    labels = torch.tensor([0] * 8 + [2, 2])
+    assert accuracies(torch.zeros(10, dtype=torch.int64), labels) == (0.8, 0.5)
+
+
+# targets
+
+
+def pruning(job: Job, **values):
+    """Something of which `chosen_rate` reads values for each rate."""
+    return SimpleNamespace(job=job, **values)
+
+
+def test_a_target_of_parameters_takes_the_least_rate_that_is_small_enough(job, weights, digits):
+    job = replace(job, rate=None, parameters=1.2e6)
+    p = slimming.Pruning(job, load_network(NETWORK, weights, 10), digits, 32)
+    rate = slimming.chosen_rate(p)
+    assert p.parameters(rate) <= 1.2e6 < p.parameters(round(rate - 0.01, 2))
+    assert json.loads(job.stage("rate.json").read_text()) == rate == slimming.chosen_rate(p)
+
+
+def test_targets_of_latency_and_accuracy(job):
+    wanted = replace(job, rate=None, latency=0.6)
+    assert slimming.chosen_rate(pruning(wanted, latency=lambda rate: 1 - 0.9 * rate)) == 0.45
+    shutil.rmtree(job.stage(""))
+    asked = []
+
+    def drop(rate):
+        asked.append(rate)
+        return 4 * rate
+
+    assert slimming.chosen_rate(pruning(replace(job, rate=None, max_drop=1.0), max_drop=drop)) == 0.25
+    assert len(set(asked)) <= 7
+
+
+def test_targets_that_cannot_be_met_name_the_nearest_that_can(job):
+    for target, values, message in (
+        (
+            {"latency": 0.1},
+            {"latency": lambda rate: 1 - 0.5 * rate},
+            "latency 0.1 cannot be met: the nearest is 0.525, at rate 0.95",
+        ),
+        (
+            {"max_drop": 1.0},
+            {"max_drop": lambda rate: 2 + rate},
+            "max_drop 1 cannot be met: the nearest is 2.05, at rate 0.05",
+        ),
+        (
+            {"parameters": 10.0},
+            {"parameters": lambda rate: 700 - 100 * rate},
+            "nearest is 601, at rate 0.99 with multiples of 8",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            slimming.chosen_rate(pruning(replace(job, rate=None, **target), **values))
+    assert not job.stage("rate.json").exists()
+
+
+def test_a_choice_by_accuracy_is_made_on_training_images_that_are_not_trained_on(job, photos, monkeypatch):
+    """And the accuracy on test images is never asked for."""
+    monkeypatch.setattr(slimming, "write_results", lambda *_: None)
+    seen = []
+
+    def watched(model, name, data):
+        seen.append(data)
+        return model.eval()
+
+    monkeypatch.setattr(slimming, "trained", lambda job, name, model, data, config: watched(model, name, data))
+    slimming.slim(replace(job, rate=None, max_drop=100.0))
+    data = load_dataset(photos)
+    for part in seen:
+        assert len(part.train_images) == 144 and torch.equal(part.train_images, data.train_images[:144])
+        assert torch.equal(part.test_images, data.train_images[144:])
+
+
+# bad input
+
+
+def test_bad_jobs_are_refused_in_one_line_and_leave_nothing(job, photos, tmp_path, capfd):
+    one = tmp_path / "one"
+    for name in ("a", "b"):
+        (one / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(one / name / "0.png")
+    for change, message in (
+        ({"network": "torchvision/resnet18", "weights": None}, "ResNet has no inverted-residual block"),
+        ({"network": "torchvision/mobilenet_v2"}, "does not fit torchvision/mobilenet_v2: .* tensors differ, first"),
+        ({"network": "torchvision/nothing"}, "unknown architecture 'torchvision/nothing'"),
+        ({"weights": "no.pth"}, "no file no.pth"),
+        (
+            {"data": str(tmp_path)},
+            "has one class folder only, one; give a folder with one folder of images for each class",
+        ),
+        ({"data": str(one)}, "each class needs at least two images, one of them to test on; too few have a, b"),
+        ({"data": "photoz/"}, "unknown data set 'photoz/'"),
+        ({"rate": 1.5}, r"rate must be in \[0, 1\), got 1.5"),
+        ({"latency": 0.5}, "give one of the targets rate, max_drop, latency, parameters; got rate and latency"),
+        ({"rate": None, "max_drop": 0.0}, "max_drop must be above 0, got 0.0"),
+        ({"multiple_of": 0}, "multiple_of must be an integer ≥ 1"),
+        ({"epochs": -1}, "epochs must be an integer ≥ 0"),
+        ({"criterion": "gama"}, "unknown criterion 'gama'; did you mean 'gamma'"),
+        ({"criterion": "l1", "weights": None}, "a criterion prunes trained weights"),
+    ):
+        given = vars(job) | change
+        words = [w for n, v in given.items() if v is not None for w in (f"--{n.replace('_', '-')}", str(v))]
+        assert main(["slim", *words]) == 2, change
+        err = capfd.readouterr().err.strip().splitlines()
+        assert re.search(message, err[-1]) and err[-1].startswith("mnv3nb slim: "), err
+        assert not os.path.exists(job.out), change
+
+
+def test_a_loaded_network_is_refused_by_nothing_that_a_built_one_passes(weights, tmp_path):
+    """A network with a normalisation of its own comes back from its file with it."""
+    model = load_network(NETWORK, weights, 10).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path / "m.safetensors")(x), model(x))
