@@ -29,18 +29,15 @@ def load_dataset(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """`digits` (needs no download), `cifar10`, `cifar100`, any `.npz` with MedMNIST's names, or a folder of images.
+    """`digits` (needs no download), `cifar10`, `cifar100`, an `.npz` of uint8 images, or a folder of class folders.
 
-    The file holds train_images, train_labels, test_images, test_labels (images N×H×W or N×H×W×3, uint8) and perhaps
-    `classes`. CIFAR is downloaded once by torchvision, checksum verified, from `$MNV3NB_MIRROR` (a base address) or
-    its home server, and kept as one `.npz` in `data_dir` (default `$MNV3NB_DATA`, else `data/`). Images are put into
-    an order of their own content, so that the same data give the same runs wherever the file came from.
-    A folder has one folder of images per class, or train/ and test/ with these; without test/ (or val/), a fifth of each
-    class, drawn by `seed`, is for testing. Images become RGB squares of `image_size` pixels (None: the median shorter
-    side, at most 224): shorter side resized, centre cropped. Broken files are named, counted and left out. All is kept
-    as one .npz in `data_dir`, beside a checksum, made anew when a file changes; it is memory-mapped, not read.
-    Raises FileNotFoundError or ValueError that says what is wrong with the file.
+    An .npz has train_images, train_labels, test_images, test_labels (MedMNIST's names; N×H×W or N×H×W×3). CIFAR is
+    downloaded once, from `$MNV3NB_MIRROR` or its home, into `data_dir` (None: `$MNV3NB_DATA`, else `data/`). Of a folder
+    without test/, a fifth of each class, drawn by `seed`, is for testing; images become squares of `image_size` pixels
+    (None: the median shorter side, at most 224), kept as a memory-mapped .npz in `data_dir`; broken files are named.
+    Raises FileNotFoundError or ValueError that says what is wrong.
     """
+    # images are put into an order of their own content: the same data give the same runs wherever the file came from
     name = os.fspath(name_or_path)
     if name == "digits":
         return _verified(name, _digits())
