@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
-STOREYS = ("core", "deployment", "experiments", "plots", "report", "top")
+STOREYS = ("core", "deployment", "experiments", "plots", "report", "slimming", "top")
 TOP = ("lab", "explorer")
 INSTALL = """\
 # installs the package where it is not there yet, as on Colab
@@ -75,7 +75,7 @@ def stage(source: Path, profile: str, repository: str | None) -> None:
 
 def pages() -> list[Path]:
     """What the site shows, where it lies in the repository."""
-    patterns = ("*.md", "notebooks/*.md", "results/*.md", "figures/*.md", "figures/bench/*.md")
+    patterns = ("*.md", "notebooks/*.md", "results/*.md", "figures/*.md", "figures/bench/*.md", "mnv3nb/*/*.md")
     notebooks = ("notebooks/[0-9]*.ipynb", "notebooks/exercises/*.ipynb")
     return sorted(path for pattern in (*patterns, *notebooks) for path in ROOT.glob(pattern))
 

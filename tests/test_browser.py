@@ -76,12 +76,16 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def open_and_run(browser, address: str, width: int = 1024):
-    """A page with the notebook at `address`, all its cells run; fails on an error output."""
+def open_and_run(browser, lab: str, name: str, width: int = 1024):
+    """A page with the notebook `name`, all its cells run; fails on an error output."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.set_default_timeout(PATIENCE)
-    page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
+    page.goto(f"{lab}/tree/{name}?reset")  # without what an earlier page left open
+    page.wait_for_function(
+        """(name) => { const widget = window.jupyterapp?.shell?.currentWidget;
+        return widget?.context?.path == name && widget.sessionContext?.session?.kernel; }""",
+        arg=name,
+    )
     notebook = page.evaluate("""async () => { const widget = jupyterapp.shell.currentWidget;
         await widget.revealed; await widget.context.ready; await widget.sessionContext.ready;
         await jupyterapp.commands.execute("notebook:run-all-cells");
@@ -93,7 +97,7 @@ def open_and_run(browser, address: str, width: int = 1024):
 
 
 def test_the_quickstart_runs_in_jupyterlab(browser, lab, pictures):
-    page = open_and_run(browser, f"{lab}/tree/00_quickstart.ipynb")
+    page = open_and_run(browser, lab, "00_quickstart.ipynb")
     page.screenshot(path=pictures / "quickstart.png")
     page.close()
 
@@ -125,7 +129,7 @@ def expected(rate: float) -> dict[str, str]:
 
 
 def test_the_explorer_follows_its_slider(browser, lab, pictures):
-    page = open_and_run(browser, f"{lab}/tree/10_explorer.ipynb")
+    page = open_and_run(browser, lab, "10_explorer.ipynb")
     page.evaluate("""() => { const notebook = jupyterapp.shell.currentWidget.content;
         notebook.scrollToItem(notebook.widgets.findIndex((w) => w.model.sharedModel.source.includes("Explorer(")), "start"); }""")
     page.screenshot(path=pictures / "explorer_before.png")

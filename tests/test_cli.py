@@ -139,9 +139,12 @@ def test_export_writes_a_program_and_a_half_precision_copy_that_work_alike(store
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_a_missing_package_is_one_line_that_says_what_to_do(stored, tmp_path, capsys, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    refused(capsys, ["export", stored, tmp_path / "m.onnx"], f"{package}.*; pip install -r requirements.txt")
+def test_a_missing_package_is_one_line_that_says_what_to_do(stored, tmp_path, package):
+    call = f"import sys; sys.modules[{package!r}] = None; from mnv3nb.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, "export", stored, tmp_path / "m.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert re.fullmatch(f"mnv3nb export: .*{package}.*; pip install -r requirements.txt.*\n", done.stderr), done.stderr
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -263,7 +266,8 @@ def test_figures_passes_parameters_on_and_ends_with_1_if_a_notebook_fails(capsys
 
     monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", run)
     assert main(["figures", "--profile", "smoke", "--only", "2,00", "-p", "seed", "4", "--timeout", "9"]) == 1
-    assert calls == [(n, {"profile": "smoke", "seed": 4}, 9.0) for n in ("02", "00")]
+    given = {"profile": "smoke", "seed": 4}
+    assert calls == [("02", given | {"seeds": 1}, 9.0), ("00", given, 9.0)]
     assert capsys.readouterr().err == "mnv3nb figures: 02_sparse_training.ipynb: cell 3: ValueError: no\n"
     monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", lambda *_: None)
     assert main(["figures", "--profile", "smoke"]) == 0

@@ -92,6 +92,7 @@ FIGURES = {
     "criteria, three seeds": lambda dense: criteria(3),
     "feature maps": maps,
     "latency": latencies,
+    "slimmed": lambda dense: plots.slimmed({"parameters": 0.5}, pd.DataFrame({"before": [8, 16], "after": [8, 4]})),
 }
 
 
