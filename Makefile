@@ -12,7 +12,7 @@ figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 S
 	$(BIN)/python -m mnv3nb figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),-p seed $(SEED)) $(if $(SEEDS),-p seeds $(SEEDS))
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lab: $(READY)  ## JupyterLab on runs/notebooks, a copy that is yours to edit
 	$(BIN)/python -m mnv3nb.experiments.working_copy
