@@ -71,7 +71,8 @@ def test_the_numbers_follow_every_control(explorer, dense):
         small = prune(dense, keep_masks(scores, rate / 100, multiple_of), squeeze)
         wait_for(lambda small=small: shown(explorer)["parameters"].startswith(f"{count_parameters(small):,} ("))
         assert shown(explorer)["flops"].startswith(f"{count_flops(small):,} (")
-        assert shown(explorer)["threshold"] == f"{threshold(scores, rate / 100):.3g}"
+        text = f"{threshold(scores, rate / 100):.3g}"
+        wait_for(lambda text=text: shown(explorer)["threshold"] == text)
 
 
 def test_accuracies_arrive_and_folding_hides_one(explorer):
