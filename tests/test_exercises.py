@@ -21,6 +21,13 @@ sys.path.append(str(EXERCISES))
 import build  # noqa: E402
 import checks  # noqa: E402
 
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    """A sheet adds the folder above the working folder to Python's path: not for the tests after these."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 SHEETS = sorted(path.stem for path in (EXERCISES / "source").glob("*.ipynb"))
 each_sheet = pytest.mark.parametrize("sheet", SHEETS)
 NBGRADER = {"grade": bool, "grade_id": str, "locked": bool, "schema_version": int, "solution": bool, "task": bool}
