@@ -40,7 +40,8 @@ class Profile:
     `sparse`: training from random weights, before λ is set; `lams`: the five λ of Figure 6; `lam`: the one chosen,
     whose network is pruned; `huge_lam`: one too large. `finetune`: after pruning; `rates`: Table 3's curve,
     `collapse`: beyond it. `repeats`: fine-tunings with different seeds of one parent in Table 4. `second`: the data
-    set of Table 6. `plan`: experiments and the seeds they are trained for, the most valuable first. `recorded`: its
+    set of Table 6. `pilots`: trainings judged on `holdout` training images, and `tried`, on all images, by which the
+    rest was chosen. `plan`: experiments and the seeds they are trained for, the most valuable first. `recorded`: its
     runs take hours, so notebooks draw those that are there, of `seeds` seeds, and train none. `lone`, `lone_steps` per
     epoch, `lone_gammas`: γ that only the penalty moves, with the paper's Adam, λ and epochs; `lone_proximal_lam`: a λ
     at which the proximal step moves them. `judges_accuracy`: whether the paper's accuracies are this profile's targets.
@@ -65,6 +66,7 @@ class Profile:
     seeds: int = 1
     train_images: int | None = None
     pilots: tuple[dict, ...] = ()
+    tried: tuple[dict, ...] = ()
     holdout: int = 0
     lone: TrainConfig = LONE
     lone_steps: int = 100
@@ -150,7 +152,8 @@ def _squeeze(p: Profile, seed: int) -> list[RunConfig]:
 
 
 def _pilot(p: Profile, seed: int) -> list[RunConfig]:
-    return [replace(p.sparse_run(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
+    held = [replace(p.sparse_run(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
+    return held + [p.sparse_run(seed=seed, **changes) for changes in p.tried]
 
 
 # in order of value: the first runs are the ones to have when time is short

@@ -14,20 +14,26 @@ import pandas as pd
 
 from .. import paper
 from .._files import default_home, lookup, write_atomically
+from .._tables import markdown, number
 from ..experiments.profile import EXPERIMENTS
 from ..experiments.profiles import get_profile
 from ..experiments.runs import Runs
 from ..experiments.store import Run, read_run
 from .claims import questions
-from .measures import collapse, dead_share, largest_jump, run_table, table_2
+from .measures import accuracy, collapse, dead_share, largest_jump, run_table, table_2
 from .statistics import VERDICTS, paired_differences
-from .verdicts import counts, judged, number, reproduction, shown
+from .verdicts import counts, judged, reproduction, shown
 
 PAGES = ("README.md", "README.zh-CN.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
 PROFILE = get_profile("cifar")
 REPORT = "results/report.csv"
 ALL_SEEDS = range(10)  # of which recorded runs are looked for
 NOTHING = "Not recorded yet."
+ACCURACIES = {
+    "accuracy_before_pct": "before fine-tuning, %",
+    "accuracy_folded_pct": "the same, folded, %",
+    "accuracy_pct": "fine-tuned, %",
+}
 MACHINE = ["hardware", "threads", "python", "torch", "torchvision", "commit", "date", "cores", "system"]
 
 
@@ -51,12 +57,6 @@ def filled(text: str, root: Path) -> str:
     """`text` with every block `<!-- name -->...<!-- end -->` as the files under `root` have it now."""
     block = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return block.sub(lambda m: f"{m[1]}{lookup(BLOCKS, m[2], 'block')(root)}\n{m[3]}", text)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A frame as a markdown table, its index left out."""
-    rows = [list(table.columns), [":--", *["--:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def recorded(root: Path) -> Runs:
@@ -124,18 +124,29 @@ def regime(root: Path) -> str:
     return markdown(pd.DataFrame(rows, columns=columns))
 
 
+def pilots(root: Path) -> str:
+    """The trainings by which batch size, learning rate and λ were chosen."""
+    rows = []
+    for run in _found(root, "pilot"):
+        train, jump = run.config.train, largest_jump(table_2(run))
+        row = {"epochs": train.epochs, "batch": train.batch_size, "rate of Adam": train.lr, "px": train.image_size}
+        row |= {
+            "λ": train.lam,
+            "images that judge": f"{run.config.holdout:,} held out" if run.config.holdout else "test",
+        }
+        row |= {"accuracy, %": accuracy(run), "dead filters, %": dead_share(run), "jump, decades": jump[0]}
+        rows.append(row | {"at rate, %": jump[1], "run": run.key})
+    table = pd.DataFrame(rows)
+    return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell)) if rows else NOTHING
+
+
 def differences(experiment: str, by: str, baseline: float | str, root: Path) -> str:
     """The pruned runs of an experiment, by group, and each group against the baseline's runs of the same seed."""
     table = run_table(run for run in _found(root, experiment) if run.config.prune)
     if table.empty or baseline not in set(table[by]):
         return NOTHING
     found = paired_differences(table, by, baseline).set_index(by)
-    columns = {
-        "accuracy_before_pct": "before fine-tuning, %",
-        "accuracy_folded_pct": "the same, folded, %",
-        "accuracy_pct": "fine-tuned, %",
-        "parameters_m": "parameters, M",
-    }
+    columns = ACCURACIES | {"parameters_m": "parameters, M"}
     text = table.groupby(by)[list(columns)].mean().loc[found.index].map(number).rename(columns=columns)
     text[f"− {baseline}, points"] = found.difference.map("{:+.2f}".format)
     text["± (95 %)"] = found.half.map(number)
@@ -164,18 +175,7 @@ def all_runs(root: Path) -> str:
             print(f"skipping: {error}", file=sys.stderr)
     if not runs:
         return NOTHING
-    names = [
-        "label",
-        "key",
-        "epochs",
-        "accuracy_before_pct",
-        "accuracy_folded_pct",
-        "accuracy_pct",
-        "holdout",
-        "parameters_m",
-        "dead_pct",
-        "hours",
-    ]
+    names = ["label", "key", "epochs", *ACCURACIES, "holdout", "parameters_m", "dead_pct", "hours"]
     table = run_table(runs).sort_values(["dataset", "label", "epochs"])[names]
     return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell))
 
@@ -231,6 +231,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rates": partial(differences, "table3", "rate", 0.0),
     "rates_cifar100": partial(differences, "table6", "rate", 0.0),
     "criteria": partial(differences, "table4", "criterion", "gamma_sparsity"),
+    "pilots": pilots,
     "missing": missing,
     "runs": all_runs,
     "gallery": gallery,

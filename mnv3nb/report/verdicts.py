@@ -8,6 +8,7 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
+from .._tables import number
 from ..experiments.config import RunConfig
 from ..experiments.profile import EXPERIMENTS, Profile
 from ..experiments.runs import Runs
@@ -124,10 +125,3 @@ def remarks(table: pd.DataFrame) -> pd.Series:
     """What `why` says beyond the columns of `shown`; may be empty."""
     said = re.compile(rf"equal as printed|fewer than {SEEDS} seeds")
     return table.why.map(lambda why: "; ".join(part for part in why.split("; ") if not said.match(part)))
-
-
-def number(value: float) -> str:
-    """An integer with thousands separators, another number with four significant digits; a dash for a missing one."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

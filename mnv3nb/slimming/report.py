@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._device import cpu_name
 from .._files import write_atomically
+from .._tables import markdown, number
 from ..blocks import blocks
 from ..checkpoint import save_model
 from ..complexity import count_flops, count_parameters
@@ -106,21 +107,12 @@ def written(results, widths, where, data: Dataset, size: int, about: dict) -> st
         few=min(counts),
         most=max(counts),
         imbalanced=": balanced accuracy, the mean over the classes, tells more than accuracy" if uneven else "",
-        results=_table(results.T.map(_shown).T.rename_axis(" ").reset_index()),
+        results=markdown(results.map(number).rename_axis(" ").reset_index()),
         picture="{picture}",
         size=size,
         gain=f"{100 * (where.time_share * (1 - where.aligned_ratio)).sum():.0f}",
-        where=_table(widths[["before"]].join(where).round(3)),
+        where=markdown(widths[["before"]].join(where).round(3)),
     )
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
-
-
-def _table(table: pd.DataFrame) -> str:
-    rows = [list(table), ["---"] * table.shape[1], *table.astype(object).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def _check(graph: onnx.ModelProto, model: nn.Module, images: Tensor, size: int) -> None:

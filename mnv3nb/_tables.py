@@ -1,0 +1,18 @@
+"""Numbers and tables as people read them."""
+
+import math
+
+import pandas as pd
+
+
+def number(value: float) -> str:
+    """An integer with thousands separators, another number with four significant digits; a dash for a missing one."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame as a markdown table, its index left out."""
+    rows = [list(table.columns), [":--", *["--:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
