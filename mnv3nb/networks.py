@@ -57,8 +57,12 @@ def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence
     """Make `model`, in place, take images in [-1, 1], as `to_input` makes them, and normalise them itself.
 
     `mean`, `deviation`: per channel, of images in [0, 1]. They are kept as `.normalisation`, stored by `save_model`, and
-    part of every exported graph.
+    part of every exported graph. Raises ValueError for a network that does it already.
     """
+    if hasattr(model, "normalisation"):
+        raise ValueError(
+            f"this network normalises its input already, by {model.normalisation}; load it anew for another"
+        )
     with torch.device("cpu"):  # not meta, where load_model lays networks out
         scale = torch.tensor([0.5 / d for d in deviation])[:, None, None]
         shift = torch.tensor([(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)])[:, None, None]

@@ -26,6 +26,7 @@ from mnv3nb import (
 )
 from mnv3nb.data import to_input
 from mnv3nb.deployment.export import session, to_onnx
+from mnv3nb.networks import normalise_input
 
 FOUND = {
     "mnv3nb/MobileNetV3Large": 15,
@@ -279,3 +280,9 @@ def test_default_weights_that_are_not_the_published_ones_are_refused(monkeypatch
     assert not (tmp_path / "proof").exists()
     with pytest.raises(ValueError, match="has no pretrained weights"):
         load_network("mnv3nb/MobileNetV3Large", "DEFAULT")
+
+
+def test_a_network_normalises_its_input_once():
+    model = normalise_input(build_network("torchvision/mobilenet_v3_small", 2), [0.5] * 3, [0.25] * 3)
+    with pytest.raises(ValueError, match="normalises its input already"):
+        normalise_input(model, [0.5] * 3, [0.25] * 3)
