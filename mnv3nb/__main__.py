@@ -71,8 +71,8 @@ def grid(add):
         for folder in (runs.recorded, runs.folder):
             if others := other_formats(folder):
                 print(f"{folder}: skipping {len(others)} run(s) of another format: {others[0]} ...", file=sys.stderr)
-        missing, count = plan(runs, configs), len({config.key for config in configs})
-        print(f"{len(missing)} run(s) missing of {count}; profile {profile.name}")
+        missing, named = plan(runs, configs), {c.key for config in configs for c in (config, config.parent) if c}
+        print(f"{len(missing)} run(s) missing of {len(named)}; profile {profile.name}")
         for config in missing:
             print(f"  {config.key}  {config.label}, {config.train.epochs} epochs")
         if not options.dry_run:

@@ -239,6 +239,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "growth": partial(csv_table, "bench/growth.csv"),
     "step": partial(csv_table, "bench/step.csv"),
     "grids": partial(csv_table, "bench/grids.csv"),
+    "large_data": partial(csv_table, "bench/large_data.csv"),
     "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
 }
 
