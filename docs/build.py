@@ -83,6 +83,8 @@ def pages() -> list[Path]:
 def prepare(copy: Path, name: str, repository: str | None) -> None:
     """Leaves out the cell that repeats the parameters, and puts links below the title by which it runs elsewhere."""
     notebook = json.loads(copy.read_text())
+    for cell in notebook["cells"]:  # an executed copy lies elsewhere
+        cell["source"] = "".join(cell["source"]).replace("](../../notebooks/", "](")
     shown = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
     if repository:
         title, _, rest = "".join(shown[0]["source"]).partition("\n")

@@ -191,7 +191,7 @@ def make_controls(networks: Mapping[float, nn.Module], blocks: int, images: int,
         ),
         "squeeze": widgets.Dropdown(options=SQUEEZES, value=squeeze, description="squeeze"),
         "folding": widgets.Checkbox(True, description="folding"),
-        "block": widgets.IntSlider(min(3, blocks - 1), 0, blocks - 1, description="block"),
+        "block": widgets.IntSlider(min(9, blocks - 1), 0, blocks - 1, description="block"),
         "image": widgets.IntSlider(0, 0, images - 1, description="image"),
     }
     for control in controls.values():

@@ -1,6 +1,7 @@
 """The notebooks' one door: the runs of a profile, its figures and tables, and the paper's numbers beside ours."""
 
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property, partial, wraps
 from html import escape
@@ -123,7 +124,8 @@ def _show_table(table: pd.DataFrame, path: str, digits: int | None) -> str:
     text = table.head(ROWS).map(_cell, digits=digits)
     if "criterion" in text:
         text["criterion"] = text.criterion.replace(plots.CRITERION_LABELS)
-    text.columns = [str(name).replace("_pct", " (%)").replace("_", " ") for name in text]
+    names = [re.sub("^(parameters|least|most)_m$", r"\1 (millions)", str(name)) for name in text]
+    text.columns = [name.replace("_pct", " (%)").replace("_", " ") for name in names]
     with pd.option_context("display.max_colwidth", None):
         plain, html = text.to_string(index=False), text.map(_left).to_html(index=False, escape=False)
     html = f'<div style="overflow-x: auto">{html}</div>'  # never wider than the page

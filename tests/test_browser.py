@@ -146,6 +146,17 @@ def test_the_explorer_follows_its_slider(browser, lab, pictures):
     page.screenshot(path=pictures / "explorer.png")
     page.set_viewport_size({"width": 1440, "height": 900})
     page.screenshot(path=pictures / "explorer_wide.png")
+    readout = slider.locator(".widget-readout")
+    readout.click()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("50")
+    page.keyboard.press("Enter")
+    filters = numbers.locator("span", has_text="filters").locator("b")
+    api.expect(filters).to_have_text(expected(0.5)["filters"], timeout=PATIENCE)
+    assert readout.inner_text() == "50"
+    page.evaluate("""() => jupyterapp.commands.execute("apputils:change-theme", {theme: "JupyterLab Dark"})""")
+    page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
+    page.screenshot(path=pictures / "explorer_dark.png")
     (pictures / "explorer_redraws.txt").write_text("\n".join(f"{wait:.3f}" for wait in waits))
     page.close()
 

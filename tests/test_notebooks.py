@@ -130,7 +130,7 @@ def captions(path) -> dict[str, list[str]]:
 @each
 def test_a_copy_has_its_outputs_its_runs_and_no_place_or_time(executed, path):
     copy = nbformat.read(executed["folder"] / path.name, as_version=4)
-    assert copy.metadata["mnv3nb"]["source"] == source_digest(nbformat.read(path, as_version=4)) == source_digest(copy)
+    assert copy.metadata["mnv3nb"]["source"] == source_digest(nbformat.read(path, as_version=4))
     code = [cell for cell in copy.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code if cell.source.strip())
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -94,6 +95,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
             return f"{error or 'papermill'} left no copy"
         notebook = nbformat.read(made, as_version=4)
         _stamp(notebook, nbformat.read(path, as_version=4))
+        _relink(notebook, os.path.relpath(path.parent, copy.parent))
         with write_atomically(copy) as file:
             file.write((nbformat.writes(notebook) + "\n").encode())
         return error
@@ -142,6 +144,13 @@ def _kernel_environment() -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(started, timeout=30)
+
+
+def _relink(notebook: nbformat.NotebookNode, folder: str) -> None:
+    """Links to what lies beside the source, but not beside the copy, lead to `folder`."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((?=exercises/|[A-Z]+\.md)", f"]({Path(folder).as_posix()}/", cell.source)
 
 
 def _stamp(notebook: nbformat.NotebookNode, source: nbformat.NotebookNode) -> None:

@@ -59,7 +59,7 @@ def slimmed(shares: Mapping[str, float], widths: pd.DataFrame) -> Figure:
 
 def _look(network: str) -> dict:
     """Of a network by its name: the paper's widths are diamonds, aligned ones are green."""
-    entity = next((name for name in ("dense", "aligned") if name in network), "raw")
+    entity = next((name for name in ("dense", "unaligned", "aligned") if name in network), "unaligned")
     look = LOOKS[entity] | {"linestyle": "none"}
     if network.startswith("Table 5"):
         look = PAPER | ({"markerfacecolor": LOOKS["aligned"]["color"]} if entity == "aligned" else {})

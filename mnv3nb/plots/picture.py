@@ -41,7 +41,7 @@ class Picture:
             range(len(after)), after, **PAPER | {"label": "paper, CIFAR-10 at 50 %", "markersize": 5}
         )
         self.paper.append(widths.legend(loc="upper left"))
-        widths.set(xlabel="block", ylabel="channels kept", xticks=numbers, ylim=(0, 1.1 * max(dense)))
+        widths.set(xlabel="block", ylabel="channels (number: kept)", xticks=numbers, ylim=(0, 1.1 * max(dense)))
         self.curves = [accuracy.plot([], [], markersize=5, **LOOKS[stage])[0] for stage in STAGES]
         self.marker = accuracy.axvline(0, color="black", linestyle="--")
         accuracy.set(xlabel=RATE, ylabel="accuracy (%)", xlim=(-2, 97), ylim=(0, 103))

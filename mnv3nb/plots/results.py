@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from .style import CRITERION_LABELS, LOOKS, PAPER, RATE, ROLES
 
-STAGES = {"accuracy_before_pct": "pruned", "accuracy_folded_pct": "folded", "accuracy_pct": "fine-tuned"}
+STAGES = {"accuracy_before_pct": "raw", "accuracy_folded_pct": "folded", "accuracy_pct": "fine-tuned"}
 COSTS = {"fewer_parameters_pct": ("parameters", "#009e73", "o"), "fewer_flops_pct": ("FLOPs", "#cc79a7", "s")}
 REMOVED = torch.tensor(to_rgb(ROLES["removed"])).view(3, 1, 1)
 Tensors = Sequence[Tensor]
@@ -55,7 +55,7 @@ def learning_curves(histories: Mapping[str, DataFrame | list[dict]]) -> Figure:
     loss, error = fig.subplots(1, 2)
     for (label, history), marker in zip(histories.items(), "osv^DPX*"):
         history = DataFrame(history)
-        style = {"marker": marker, "label": label} | LOOKS.get(label, {}) | {"markevery": 0.1}
+        style = {"marker": marker, "label": label} | LOOKS.get(label, {}) | {"markevery": max(1, len(history) // 12)}
         loss.plot(history.epoch, history.train_loss, **style)
         error.plot(history.epoch, (100 - 100 * history.test_accuracy).clip(lower=0.02), **style)
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))

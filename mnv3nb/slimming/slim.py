@@ -18,7 +18,7 @@ from ..checkpoint import load_model, save_model
 from ..complexity import count_parameters
 from ..data import Dataset
 from ..datasets import load_dataset
-from ..deployment.bias import fold_bias
+from ..deployment.bias import fold_bias, reestimate_batchnorm
 from ..deployment.latency import fused, interleaved, onnx_runner, onnx_template, ratios, with_weights
 from ..importance import score
 from ..networks import build_network, load_network
@@ -29,6 +29,7 @@ from .report import write_results
 
 RATES = [i / 100 for i in range(1, 100)]  # that a target chooses from
 COARSE = RATES[4::5]  # where each costs a measurement or a training
+RECALIBRATION = 1024  # training images: running averages lag behind at the end of a training of few steps
 
 
 @torch.random.fork_rng(devices=[])
@@ -82,6 +83,7 @@ def trained(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainC
     with with_threads(threads):  # another number would change the last bits
         shown = os.environ.get("MNV3NB_HEADLESS") != "1"
         train(model, data, config, state=tensors, history=history, on_epoch=keep, progress=shown, label=name)
+    reestimate_batchnorm(model, data.train_images[:RECALIBRATION], config.image_size)
     save_model(model, path, image_size=config.image_size, classes=data.classes)
     state.unlink(missing_ok=True)
     return load_model(path)
