@@ -31,7 +31,10 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(path.read_text())}
 
 
-@pytest.mark.parametrize("path", [*PAGES, *find_notebooks()], ids=lambda path: str(path.relative_to(ROOT)))
+COPIES = sorted((ROOT / "figures").glob("*/[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *find_notebooks(), *COPIES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_within_the_repository_leads_somewhere(path):
     text = markdown_of(path) if path.suffix == ".ipynb" else path.read_text()
     for target in LINK.findall(text):
