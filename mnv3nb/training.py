@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._ahead import read_ahead
 from ._device import fast_forward, pick_device
 from ._progress import Progress
 from ._tensors import restore, snapshot
 from .blocks import batch_norms, blocks
 from .data import AUGMENTATIONS, Dataset, batches, to_input
+from .folders import read_ahead
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
