@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 from ..blocks import Block, blocks
 from ..complexity import layer_costs
 from ..data import to_input
-from ..pruning import kept_hidden
+from ..pruning import strongest_hidden
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], imag
         gone = ~mask.to(old.expand.weight.device)
         to_squeeze, to_excite, to_project = _mean_inputs_without(old, gone, sides[names[old.expand]])
         if new.squeeze:
-            kept = kept_hidden(old, mask, new.hidden)
+            kept = strongest_hidden(old, mask, new.hidden)
             lost = torch.ones_like(to_excite).index_fill_(0, kept, 0)
             new.squeeze.bias += (old.squeeze.weight[:, gone, 0, 0] @ to_squeeze[gone])[kept]
             new.excite.bias += (old.excite.weight[:, :, 0, 0] @ (lost * to_excite))[~gone]
