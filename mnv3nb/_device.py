@@ -1,15 +1,19 @@
-"""The device a network runs on, and what makes its forward pass fast there."""
+"""The device a network runs on, what makes its forward pass fast there, and what is stored of it beside results."""
 
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import torch
+import torchvision
 from torch.backends.cpu import get_cpu_capability
 
+from ._files import CHECKOUT
 from ._small_maps import SmallMaps
 
 
@@ -40,6 +44,20 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def environment(device: torch.device) -> dict:
+    """What a run was computed on; of a CPU also the instruction set that torch uses, which decides the last bits."""
+    cuda = device.type == "cuda"
+    return {
+        "hardware": torch.cuda.get_device_name(device) if cuda else f"{cpu_name()} {get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
 @contextlib.contextmanager
 def with_threads(count: int) -> Iterator[None]:
     """PyTorch's number of CPU threads for a while."""
@@ -49,6 +67,14 @@ def with_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _commit() -> str | None:
+    command = ["git", f"--git-dir={CHECKOUT / '.git'}", f"--work-tree={CHECKOUT}", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @cache

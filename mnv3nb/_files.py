@@ -8,6 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+CHECKOUT = Path(__file__).resolve().parent.parent  # where this package lies in a checkout
+
+
+def write_file(path: str | os.PathLike, content: bytes | str) -> None:
+    """Write a whole file by `write_atomically`; text as UTF-8."""
+    content = content.encode() if isinstance(content, str) else content
+    with write_atomically(path, len(content)) as file:
+        file.write(content)
+
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike, size: int | None = None) -> Iterator[BinaryIO]:
@@ -50,10 +59,9 @@ def sync_folder(folder: Path) -> None:
 def default_home() -> Path:
     """Where `runs/`, `results/`, `figures/` and `data/` are: `$MNV3NB_HOME`, else this checkout, else the working
     folder."""
-    checkout = Path(__file__).resolve().parent.parent
     if home := os.environ.get("MNV3NB_HOME"):
         return Path(home)
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    return CHECKOUT if (CHECKOUT / "notebooks").is_dir() else Path.cwd()
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str, more: str = "") -> Any:

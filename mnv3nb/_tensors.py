@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ._files import write_atomically
+from ._files import write_file
 
 FORMAT = "mnv3nb-1"
 
@@ -21,9 +21,7 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
     # one entry only: safetensors writes several in any order, and equal networks should be equal files
-    payload = save(tensors, {FORMAT: json.dumps([_digest(tensors, text), text])})
-    with write_atomically(path, len(payload)) as file:
-        file.write(payload)
+    write_file(path, save(tensors, {FORMAT: json.dumps([_digest(tensors, text), text])}))
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:

@@ -46,13 +46,11 @@ def blocks(model: nn.Module) -> list[Block]:
     """
     found: list[Block] = []
     for name, module in model.named_modules():  # outer modules first: an inner match replaces its outer one
-        if block := _match(name, module):
-            found = [b for b in found if not name.startswith(f"{b.name}.") and b.name] + [block]
+        if block := _match(name, module):  # the network itself, in which all others lie, is named ''
+            found = [b for b in found if b.name and not name.startswith(f"{b.name}.")] + [block]
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no inverted-residual block (1×1 expansion, depthwise convolution, 1×1 "
-            "projection): mnv3nb prunes MobileNetV2 and V3, EfficientNet, MNASNet and their relatives"
-        )
+        lack = f"{type(model).__name__} has no inverted-residual block (1×1 expansion, depthwise, 1×1 projection)"
+        raise ValueError(f"{lack}: mnv3nb prunes MobileNetV2 and V3, EfficientNet, MNASNet and their relatives")
     return found
 
 
@@ -77,15 +75,14 @@ def narrow_block(block: Block, kept: Tensor, hidden: Tensor) -> None:
 
 
 def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
-    """Keep only the channels of `layer` that the index tensors name, in place; depthwise, BatchNorm: give `outputs`."""
+    """Keep only the channels that the index tensors name, in place; None: all, or as `outputs` (depthwise, BatchNorm)."""
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         if tensor.ndim == 0:  # num_batches_tracked
             continue
-        kept = tensor.detach()
+        kept = tensor.detach().clone()
         kept = kept if outputs is None else kept[outputs.to(kept.device)]
         kept = kept if inputs is None or tensor.ndim == 1 else kept[:, inputs.to(kept.device)]
-        parameter = isinstance(tensor, nn.Parameter)
-        setattr(layer, name, nn.Parameter(kept.clone(), tensor.requires_grad) if parameter else kept.clone())
+        setattr(layer, name, nn.Parameter(kept, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept)
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(outputs)
         return
@@ -105,8 +102,8 @@ def _match(name: str, module: nn.Module) -> Block | None:
     pointwise = all(conv.kernel_size == (1, 1) and conv.groups == 1 for conv in (expand, *se, project))
     grouped = depthwise.groups == depthwise.in_channels == depthwise.out_channels == width == project.in_channels
     squeezed = not se or (se[0].in_channels == se[1].out_channels == width and se[0].out_channels == se[1].in_channels)
-    after = dict(zip(layers, [*layers[1:], None]))
-    norms = [n if isinstance(n := after[conv], nn.BatchNorm2d) else None for conv in (expand, depthwise, project)]
+    follower = dict(zip(layers, [*layers[1:], None]))
+    norms = [n if isinstance(n := follower[conv], nn.BatchNorm2d) else None for conv in (expand, depthwise, project)]
     if not (pointwise and grouped and squeezed and norms[0] and norms[1]):
         return None
     return Block(name, module, expand, norms[0], depthwise, norms[1], *(se or (None, None)), project, norms[2])

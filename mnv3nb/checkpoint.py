@@ -27,17 +27,17 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, half: bool = False,
         raise ValueError(f"save_model cannot tell how to rebuild a {type(model).__name__}: {how}")
     found, tensors = blocks(model), dict(model.state_dict())
     if half:
-        weights = [block.expand.weight for block in found]
-        expansions = {name for name, p in model.named_parameters() if any(p is weight for weight in weights)}
+        names = {module: name for name, module in model.named_modules()}
+        expansions = {f"{names[block.expand]}.weight" for block in found}
         tensors = {k: halve(v, filter_sparsity if k in expansions else None) for k, v in tensors.items()}
-    shape = {
+    recipe = {
         "architecture": model.architecture,
         "num_classes": classifier_of(model)[1].out_features,
         "widths": [block.width for block in found],
         "squeeze": [block.hidden for block in found],
     }
-    shape |= {"normalisation": model.normalisation} if hasattr(model, "normalisation") else {}
-    save_tensors(path, tensors, {**metadata, "model": shape})
+    recipe |= {"normalisation": model.normalisation} if hasattr(model, "normalisation") else {}
+    save_tensors(path, tensors, {**metadata, "model": recipe})
 
 
 def load_model(path: str | os.PathLike) -> nn.Module:
@@ -59,7 +59,7 @@ def load_model(path: str | os.PathLike) -> nn.Module:
         state._metadata = expected._metadata  # MNASNet asks for its version
         model.load_state_dict(state, assign=True)
     except (RuntimeError, TypeError, OverflowError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: its widths do not fit its tensors ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: the network it describes cannot be rebuilt: {str(error).splitlines()[0]}") from error
     model.metadata = {key: value for key, value in metadata.items() if key != "model"}
     return model.eval()
 
@@ -69,6 +69,6 @@ def _rebuild(architecture: str, num_classes: int, widths: Widths, squeeze: Width
         return MobileNetV3Large(num_classes, widths, squeeze)
     model = build_network(architecture, num_classes)
     for block, width, hidden in zip(blocks(model), widths, squeeze, strict=True):
-        dense = torch.arange(max(block.width, block.hidden), device="cpu")
-        narrow_block(block, dense[:width], dense[:hidden])
+        first = torch.arange(max(block.width, block.hidden), device="cpu")
+        narrow_block(block, first[:width], first[:hidden])
     return normalise_input(model, *normalisation) if normalisation else model

@@ -1,6 +1,7 @@
 """What a network costs: parameters, the paper's FLOPs, plain multiply-accumulates, layer by layer."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,16 +32,16 @@ def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
         raise ValueError(f"image_size must be an integer number of pixels ≥ 1, got {image_size!r}")
     shadow, rows = copy.deepcopy(model).to("meta").eval(), []
 
-    def measure(name: str, module: nn.Module, out: torch.Tensor) -> None:
-        outputs = out.numel()
+    def add_row(name: str, module: nn.Module, inputs: tuple, out: torch.Tensor) -> None:
+        outputs = out.numel()  # one weight[i] makes each; all are as large as weight[0]
         macs = module.weight[0].numel() * outputs if isinstance(module, nn.Conv2d | nn.Linear) else 0
-        extra = 2 if isinstance(module, nn.BatchNorm2d) else type(module) in (nn.ReLU, nn.ReLU6)
+        additions = 2 if isinstance(module, nn.BatchNorm2d) else 1 if type(module) in (nn.ReLU, nn.ReLU6) else 0
         about = {"name": name, "type": type(module).__name__, "shape": tuple(out.shape[1:])}
-        rows.append(about | {"parameters": count_parameters(module), "macs": macs, "flops": macs + extra * outputs})
+        rows.append(about | {"parameters": count_parameters(module), "macs": macs, "flops": macs + additions * outputs})
 
     for name, module in shadow.named_modules():
         if not list(module.children()) or isinstance(module, nn.BatchNorm2d):  # timm's BatchNorm holds its activation
-            module.register_forward_hook(lambda module, _, out, name=name: measure(name, module, out))
+            module.register_forward_hook(partial(add_row, name))
     with torch.no_grad():
         shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
     return rows

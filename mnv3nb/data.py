@@ -13,7 +13,7 @@ AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`, to train and test on. Mapped: images on a disk."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`; `mapped`: the images stay on the disk."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -24,13 +24,13 @@ class Dataset:
 
     def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
         """The first `train_images`; `holdout` > 0: the last `holdout` training images replace the test images."""
-        total, left = len(self.train_images), len(self.train_images) - holdout
-        count = left if train_images is None else train_images
-        if not (0 <= holdout < total and 1 <= count <= left):
+        total, available = len(self.train_images), len(self.train_images) - holdout
+        count = available if train_images is None else train_images
+        if not (0 <= holdout < total and 1 <= count <= available):
             raise ValueError(f"train_images={train_images} with holdout={holdout} does not fit {total} training images")
         part = replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
         if holdout:
-            part = replace(part, test_images=self.train_images[left:], test_labels=self.train_labels[left:])
+            part = replace(part, test_images=self.train_images[available:], test_labels=self.train_labels[available:])
         return part
 
     def to(self, device: torch.device) -> "Dataset":
@@ -58,7 +58,7 @@ def batches(data: Dataset, batch_size: int, generator: torch.Generator, augment:
     images, labels = data.train_images, data.train_labels
     count, device, pad = len(images), images.device, max(1, images.shape[-1] // 8)
     order = torch.randperm(count, generator=generator).to(device)
-    if augment != "none":
+    if augment != "none":  # rand is drawn for "crop" too, so that both see the same shifts
         shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
         flip = (torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)).to(device)
     for index in order.split(batch_size):

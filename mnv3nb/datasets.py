@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from . import folders
-from ._files import default_home, lookup, write_atomically
+from ._files import default_home, lookup, write_atomically, write_file
 from .data import SPLITS, Dataset
 
 CHECKSUMS = {"digits": "4d42c5f9864d6187", "cifar10": "5da736c1276b47e1", "cifar100": "e970310d97a10a61"}
@@ -115,8 +115,7 @@ def _read_folder(folder: Path, cache: Path, image_size: int | None, seed: int) -
         if about.get("fingerprint") != fingerprint or _mapped_checksum(path) != about.get("checksum"):
             about = folders.store_images(classes, splits, path, image_size) | {"fingerprint": fingerprint}
             about["checksum"] = _mapped_checksum(path)
-            with write_atomically(beside) as file:
-                file.write(json.dumps(about, indent=1).encode())
+            write_file(beside, json.dumps(about, indent=1))
     return folders.map_images(path)
 
 

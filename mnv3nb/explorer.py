@@ -16,6 +16,7 @@ from .blocks import blocks
 from .data import Dataset, to_input
 from .deployment.bias import fold_bias
 from .deployment.widths import squeeze_rule
+from .experiments.runs import first_batches
 from .importance import CRITERIA, score
 from .plots import CRITERION_LABELS
 from .plots.picture import STAGES, Accuracies, Picture, png
@@ -115,8 +116,7 @@ class Explorer(widgets.VBox):
     def _settle(self) -> None:
         lam, criterion, block, image = wanted = self.values(*SETTLES)
         if (lam, criterion) not in self.scores:
-            parts = zip(self.data.train_images[:512].split(64), self.data.train_labels[:512].split(64))
-            batches = ((to_input(x, self.image_size), y) for x, y in parts)
+            batches = first_batches(self.data, self.image_size)
             self.scores[lam, criterion] = score(self.networks[lam], criterion, batches)
         scores, x = self.scores[lam, criterion], to_input(self.test[0][image][None], self.image_size)
         maps = expansion_maps(self.networks[lam], x)[block][0]
@@ -134,10 +134,8 @@ class Explorer(widgets.VBox):
             (percent, k, squeeze), scores = self.values("rate", "multiple_of", "squeeze"), self.scores[self.settled[:2]]
             masks, t = keep_masks(scores, percent / 100, k), threshold(scores, percent / 100)
             setting = self.values(*SETTING)
-            known = self.measured.get(setting, {}) | {
-                "fine-tuned": self.recorded.get(setting, {}).get("fine-tuned", {})
-            }
-            known = {stage: dict(known.get(stage, {})) for stage in STAGES}
+            known = {stage: dict(self.measured.get(setting, {}).get(stage, {})) for stage in STAGES}
+            known["fine-tuned"] = self.recorded.get(setting, {}).get("fine-tuned", {})
             if not self.controls["folding"].value:
                 known["folded"] = {}
             self.pixels = self.picture.draw(masks, t, percent, known)

@@ -5,9 +5,11 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_SHARE = 0.2
 LARGEST = 224  # pixels of the stored square's side, where none is asked for
 Images = list[tuple[Path, int]]  # path and label
+T = TypeVar("T")
 
 
 def find_images(folder: Path, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Images]]:
@@ -99,6 +102,15 @@ def map_images(path: Path) -> Dataset:
         classes = tuple(map(str, archive["classes"]))
     tensors |= {name: _mapped(path, f"{name}.npy").permute(0, 3, 1, 2) for name in SPLITS if name.endswith("images")}
     return Dataset(**tensors, classes=classes, mapped=True)
+
+
+def read_ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:
+    """The same `items` in the same order; a thread makes the next `count` meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(next, items, None) for _ in range(count))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, items, None))
+            yield item
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -63,6 +63,11 @@ def l1_gamma(e: Expansion) -> Tensor:
     return l1(e) * e.gamma.abs()
 
 
+def random(e: Expansion) -> Tensor:
+    """Uniform noise in [0, 1): the yardstick that every criterion must beat."""
+    return torch.rand(len(e.gamma), generator=e.generator)
+
+
 def l2(e: Expansion) -> Tensor:
     """Euclidean norm of the filter's weights."""
     return e.weight.square().sum(dim=(1, 2, 3)).sqrt()
@@ -77,11 +82,6 @@ def fpgm(e: Expansion) -> Tensor:
 def taylor(e: Expansion) -> Tensor:
     """|γ·∂L/∂γ + β·∂L/∂β|: first-order change of the loss L if the channel goes (Molchanov et al. 2019)."""
     return (e.gamma * e.gamma_grad + e.beta * e.beta_grad).abs()
-
-
-def random(e: Expansion) -> Tensor:
-    """Uniform noise in [0, 1): the yardstick that every criterion must beat."""
-    return torch.rand(len(e.gamma), generator=e.generator)
 
 
 CRITERIA: dict[str, Callable[[Expansion], Tensor]] = {
@@ -99,12 +99,12 @@ def score(model: nn.Module, criterion: str = "gamma_sparsity", batches: Batches 
     for "taylor", gradients are averaged over them. `seed`: only for "random". The model is untouched. Raises ValueError
     for an unknown criterion, missing batches, a network without blocks, or a score that is not finite.
     """
-    function, found = lookup(CRITERIA, criterion, "criterion"), blocks(model)
-    if criterion in NEEDS_DATA and batches is None:
+    function, every, needs_data = lookup(CRITERIA, criterion, "criterion"), blocks(model), criterion in NEEDS_DATA
+    if needs_data and batches is None:
         raise ValueError(f"criterion {criterion!r} needs gradients: give batches=[(images, labels), ...]")
-    grads = _gradients(model, batches) if criterion in NEEDS_DATA else [(None, None)] * len(found)
+    grads = _gradients(model, batches) if needs_data else [(None, None)] * len(every)
     scores, generator = [], torch.Generator().manual_seed(seed)
-    for block, (gamma_grad, beta_grad) in zip(found, grads):
+    for block, (gamma_grad, beta_grad) in zip(every, grads):
         tensors = (block.expand.weight, block.expand_bn.weight, block.expand_bn.bias)
         expansion = Expansion(*(t.detach().cpu() for t in tensors), gamma_grad, beta_grad, generator)
         scores.append(function(expansion))
@@ -129,5 +129,4 @@ def _gradients(model: nn.Module, batches: Batches) -> list[tuple[Tensor, Tensor]
         count += 1
     if not count:
         raise ValueError("batches is empty: give at least one (images, labels)")
-    norms = [block.expand_bn for block in blocks(model)]
-    return [(bn.weight.grad.cpu() / count, bn.bias.grad.cpu() / count) for bn in norms]
+    return [(b.expand_bn.weight.grad.cpu() / count, b.expand_bn.bias.grad.cpu() / count) for b in blocks(model)]

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from functools import cached_property, partial, wraps
+from functools import cached_property, partial
 from html import escape
 from numbers import Integral, Real
 
@@ -22,7 +22,7 @@ from .experiments.notebooks import RUNS_MIME
 from .experiments.profiles import get_profile
 from .experiments.runs import Runs
 from .experiments.store import Run
-from .report.verdicts import remarks, reproduction, shown
+from .report.verdicts import reproduction, shown
 
 ROWS = 40  # of a long table that are displayed; its file has all
 
@@ -32,17 +32,6 @@ class Interrupted(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:  # IPython asks for it
         return [str(self)]
-
-
-def _resumable(run):
-    @wraps(run)
-    def run_or_tell(*args, **options):
-        try:
-            return run(*args, **options)
-        except KeyboardInterrupt:
-            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
-
-    return run_or_tell
 
 
 class Lab:
@@ -57,7 +46,6 @@ class Lab:
         """The profile's images."""
         return load_once(self.p.dataset).subset(self.p.train_images)
 
-    @_resumable
     def run(
         self, what: str | RunConfig | Iterable[RunConfig], seed: int | None = None, model: bool = False
     ) -> list[Run]:
@@ -72,8 +60,11 @@ class Lab:
         configs = [what] if isinstance(what, RunConfig) else list(what)
         if self.p.recorded:
             return self._find(configs, model)
-        found = run_grid(self.runs, configs)
-        return [self.runs.run(run.config, model=True) for run in found] if model else found
+        try:
+            found = run_grid(self.runs, configs)
+            return [self.runs.run(run.config, model=True) for run in found] if model else found
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
 
     def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
         found = {config: self.runs.find(config, model) for config in configs}
@@ -104,7 +95,7 @@ class Lab:
     def compare(self, source: str) -> None:
         """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
         table, used = reproduction(self.p, self.runs, self.seeds, source)
-        name, why = source.lower().replace("§", "section").replace(" ", "_"), remarks(table)
+        name, why = source.lower().replace("§", "section").replace(" ", "_"), table.remark
         self.show(shown(table).assign(**{"why": why} if any(why) else {}), f"compare_{name}", used)
 
 

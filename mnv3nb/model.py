@@ -24,7 +24,7 @@ BLOCKS = (
     (5, 960, 160, True, "HS", 1),
 )
 STEM, HEAD, FEATURES = 16, 960, 1280
-DENSE_WIDTHS = tuple(row[1] for row in BLOCKS)
+_, DENSE_WIDTHS, OUTPUTS, HAS_SE, _, _ = zip(*BLOCKS)  # the columns of the table
 Widths = Sequence[int] | None
 ACTIVATIONS = {"RE": nn.ReLU6, "HS": nn.Hardswish}  # section 1: ReLU6 stands where plain ReLU would
 
@@ -37,7 +37,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """Squeeze width of each block for the 15 expansion `widths`, as the paper rebuilds them; 0 for a block without SE."""
-    return tuple(make_divisible(width / 4) if row[3] else 0 for width, row in zip(widths, BLOCKS, strict=True))
+    return tuple(make_divisible(width / 4) if has_se else 0 for width, has_se in zip(widths, HAS_SE, strict=True))
 
 
 class InvertedResidual(nn.Module):
@@ -71,15 +71,16 @@ class MobileNetV3Large(nn.Module):
 
     def __init__(self, num_classes: int = 10, widths: Widths = None, squeeze: Widths = None, gamma_init: float = 1.0):
         super().__init__()
-        (num_classes,) = _integers("num_classes", [num_classes], 1)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be an integer ≥ 1, got {num_classes!r}")
         widths = _integers("widths", DENSE_WIDTHS if widths is None else widths, 15)
         squeeze = _integers("squeeze", squeeze_widths(widths) if squeeze is None else squeeze, 15, least=0)
-        if wrong := [i for i, (q, row) in enumerate(zip(squeeze, BLOCKS)) if (q > 0) != row[3]]:
+        if wrong := [i for i, (q, has_se) in enumerate(zip(squeeze, HAS_SE)) if (q > 0) != has_se]:
             raise ValueError(f"squeeze must be ≥ 1 for blocks with SE and 0 for the others; wrong for blocks {wrong}")
-        inputs = (STEM, *(row[2] for row in BLOCKS))
+        channels = (STEM, *OUTPUTS)  # into block i; the last into the head
         self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
-        self.blocks = nn.ModuleList(map(InvertedResidual, inputs, BLOCKS, widths, squeeze))
-        self.head = Conv2dNormActivation(inputs[-1], HEAD, 1, activation_layer=nn.Hardswish)
+        self.blocks = nn.ModuleList(map(InvertedResidual, channels[:-1], BLOCKS, widths, squeeze))
+        self.head = Conv2dNormActivation(channels[-1], HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, num_classes))
         if not self.stem[0].weight.is_meta:  # on the meta device there are shapes only
             self._draw_weights(gamma_init)
@@ -102,7 +103,7 @@ class MobileNetV3Large(nn.Module):
     @property
     def squeeze(self) -> tuple[int, ...]:
         """Hidden (squeeze) channels of SE in the 15 blocks; 0 where a block has none."""
-        return tuple(block.se.fc1.out_channels if hasattr(block.se, "fc1") else 0 for block in self.blocks)
+        return tuple(b.se.fc1.out_channels if isinstance(b.se, SqueezeExcitation) else 0 for b in self.blocks)
 
     def _draw_weights(self, gamma_init: float) -> None:
         for module in self.modules():
@@ -119,5 +120,5 @@ class MobileNetV3Large(nn.Module):
 def _integers(name: str, values: Sequence[int], length: int, least: int = 1) -> tuple[int, ...]:
     values = tuple(values)
     if len(values) != length or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-        raise ValueError(f"{name} must be {length} integer(s) ≥ {least}, got {values}")
+        raise ValueError(f"{name} must be {length} integers ≥ {least}, got {values}")
     return values

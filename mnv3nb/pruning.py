@@ -1,6 +1,7 @@
 """Scores -> one global threshold -> keep masks -> a new, smaller dense network (Algorithm 1, steps 3 to 6)."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,11 +67,11 @@ def prune(model: nn.Module, masks: Sequence[Tensor], squeeze: str | None = None)
     the paper's network, "keep" for others, whose SE has a ratio of its own. Raises ValueError for masks that do not fit.
     """
     squeeze = squeeze or ("paper" if isinstance(model, MobileNetV3Large) else "keep")
-    check_pruning(0, squeeze=squeeze)
+    check_pruning(squeeze=squeeze)
     pruned = copy.deepcopy(model)
-    for block, mask in _pair(blocks(pruned), masks):
+    for block, mask in _checked_pairs(blocks(pruned), masks):
         count = hidden_width(int(mask.sum()), block.hidden, squeeze)
-        narrow_block(block, mask.nonzero().flatten(), kept_hidden(block, mask, count))
+        narrow_block(block, mask.nonzero().flatten(), strongest_hidden(block, mask, count))
     return pruned
 
 
@@ -79,7 +80,7 @@ def hidden_width(width: int, hidden: int, squeeze: str) -> int:
     return min(hidden, make_divisible(width / 4)) if squeeze == "paper" else hidden
 
 
-def kept_hidden(block: Block, mask: Tensor, count: int) -> Tensor:
+def strongest_hidden(block: Block, mask: Tensor, count: int) -> Tensor:
     """Indices of the `count` hidden channels of SE that matter most to the channels that `mask` keeps, ascending.
 
     They have the largest product of incoming and outgoing L1 norms. Empty for a block without SE.
@@ -92,7 +93,7 @@ def kept_hidden(block: Block, mask: Tensor, count: int) -> Tensor:
     return (incoming * outgoing).argsort(descending=True, stable=True)[:count].sort().values
 
 
-def check_pruning(rate: float, multiple_of: int = 1, min_width: int = 1, squeeze: str = "paper") -> None:
+def check_pruning(rate: float = 0, multiple_of: int = 1, min_width: int = 1, squeeze: str = "paper") -> None:
     """Raises ValueError unless `keep_masks` and `prune` understand these."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate!r} (0.5 removes half of all filters)")
@@ -104,8 +105,10 @@ def check_pruning(rate: float, multiple_of: int = 1, min_width: int = 1, squeeze
 
 
 def _align(width: int, dense: int, k: int, least: int) -> int:
-    least = max(k, -(-least // k) * k)
-    return dense if dense < k else min(max(least, int(width / k + 0.5) * k), dense // k * k)
+    if dense < k:
+        return dense
+    nearest = int(width / k + 0.5) * k
+    return min(max(nearest, k, math.ceil(least / k) * k), dense // k * k)
 
 
 def _flatten(scores: Sequence[Tensor]) -> Tensor:
@@ -115,7 +118,7 @@ def _flatten(scores: Sequence[Tensor]) -> Tensor:
     return torch.cat([s.cpu() for s in scores])
 
 
-def _pair(found: Sequence[Block], masks: Sequence[Tensor]) -> list[tuple[Block, Tensor]]:
+def _checked_pairs(found: Sequence[Block], masks: Sequence[Tensor]) -> list[tuple[Block, Tensor]]:
     if len(masks) != len(found):
         raise ValueError(f"masks must be {len(found)} bool tensors, one per block, got {len(masks)}")
     for block, mask in zip(found, masks):

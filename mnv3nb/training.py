@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._ahead import read_ahead
 from ._device import fast_forward, pick_device
 from ._progress import Progress
 from ._tensors import restore, snapshot
 from .blocks import batch_norms, blocks
 from .data import AUGMENTATIONS, Dataset, batches, to_input
+from .folders import read_ahead
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
@@ -78,7 +78,7 @@ def train(
     keep changing) and given back as `state` and `history`, training resumes from there, bit for bit (CPU, same number
     of threads). Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
     """
-    if (state is None) != (not history):
+    if (state is not None) != bool(history):
         raise ValueError("state and history go together: give both, as on_epoch received them, or neither")
     if config.lam and not _penalized_gammas(model, config.penalized):
         raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
@@ -91,15 +91,15 @@ def train(
         restore(model, optimizer, state)
     else:
         accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
-        start = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy}
-        history = [start | {"seconds": 0.0}]
+        row = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy}
+        history = [row | {"seconds": 0.0}]
 
     with Progress(label, config.epochs, _steps(data, config), len(history) - 1, progress) as bar:
         for epoch in range(len(history), config.epochs + 1):
-            start = time.perf_counter()
+            began = time.perf_counter()
             row = _train_epoch(model, optimizer, data, config, epoch, bar)
             row["test_accuracy"] = evaluate(model, data.test_images, data.test_labels, config.image_size)
-            history.append(row | {"seconds": time.perf_counter() - start})
+            history.append(row | {"seconds": time.perf_counter() - began})
             if on_epoch:
                 on_epoch(snapshot(model, optimizer), list(history))
             bar.epoch_done(history[-1])
@@ -109,13 +109,12 @@ def train(
 def _train_epoch(model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar: Progress) -> dict:
     device, steps = next(model.parameters()).device, _steps(data, config)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    total_loss, total_correct = torch.zeros(2, device=device)
-    first_bad = torch.full((), steps, device=device)
+    loss_sum, correct = torch.zeros(2, device=device)
+    first_bad = torch.full((), steps, device=device)  # step of the first bad loss, kept on the device: no sync
     model.train()
-    read = batches(data, config.batch_size, generator, config.augment)
-    for step, (images, labels) in enumerate(read_ahead(read) if data.mapped else read):
-        lr = learning_rate(config, (epoch - 1) * steps + step, steps)
-        optimizer.param_groups[0]["lr"] = lr
+    source = batches(data, config.batch_size, generator, config.augment)
+    for step, (images, labels) in enumerate(read_ahead(source) if data.mapped else source):
+        lr = optimizer.param_groups[0]["lr"] = learning_rate(config, (epoch - 1) * steps + step, steps)
         with fast_forward(device):
             logits = model(to_input(images.to(device), config.image_size))
             loss = F.cross_entropy(logits, labels)
@@ -127,14 +126,13 @@ def _train_epoch(model, optimizer, data: Dataset, config: TrainConfig, epoch: in
         if config.lam and config.penalty == "proximal":
             _shrink_gammas(model, lr * config.lam, config.penalized)
         with torch.no_grad():
-            total_loss += loss * len(labels)
-            total_correct += (logits.argmax(1) == labels).sum()
+            loss_sum += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
             first_bad = torch.where(torch.isfinite(loss), first_bad, torch.clamp(first_bad, max=step))
         bar.step_done()
     _check_finite(model, config, epoch, steps, int(first_bad))
     seen = min(len(data.train_images), steps * config.batch_size)
-    loss, accuracy = float(total_loss) / seen, float(total_correct) / seen
-    return {"epoch": epoch, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
+    return {"epoch": epoch, "lr": lr, "train_loss": float(loss_sum) / seen, "train_accuracy": float(correct) / seen}
 
 
 @torch.no_grad()
@@ -146,7 +144,8 @@ def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient"
     call it on every process. Raises ValueError for a λ < 0 or an unknown word.
     """
     if lam < 0 or penalty not in ("subgradient", "l2") or penalized not in PENALIZED:
-        raise ValueError(f"λ ≥ 0, 'subgradient' or 'l2', 'all' or 'expansion'; got {lam!r}, {penalty!r}, {penalized!r}")
+        allowed = "lam must be ≥ 0, penalty 'subgradient' or 'l2', penalized 'all' or 'expansion'"
+        raise ValueError(f"{allowed}; got {lam!r}, {penalty!r}, {penalized!r}")
     gammas = [gamma for gamma in _penalized_gammas(model, penalized) if gamma.grad is not None]
     if gammas:
         pull = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
@@ -178,7 +177,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """
     if config.schedule == "constant":
         return config.lr
-    done = step / (config.epochs * steps) if config.schedule == "cosine" else step // steps / config.epochs
+    done = step / (config.epochs * steps) if config.schedule == "cosine" else (step // steps) / config.epochs
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 

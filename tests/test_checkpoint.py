@@ -219,7 +219,7 @@ def test_widths_that_do_not_fit_the_tensors_are_refused(saved, tmp_path, change)
     tensors, metadata = load_tensors(saved)
     metadata["model"] |= change
     save_tensors(tmp_path / "m.safetensors", tensors, metadata)
-    with pytest.raises(ValueError, match=r"do not fit its tensors|must be"):
+    with pytest.raises(ValueError, match=r"m\.safetensors: the network it describes cannot be rebuilt: "):
         load_model(tmp_path / "m.safetensors")
 
 
@@ -227,7 +227,7 @@ def test_missing_and_surplus_tensors_are_refused(saved, tmp_path):
     tensors, metadata = load_tensors(saved)
     for changed in (tensors | {"extra": torch.zeros(1)}, dict(list(tensors.items())[1:])):
         save_tensors(tmp_path / "m.safetensors", changed, metadata)
-        with pytest.raises(ValueError, match="do not fit its tensors"):
+        with pytest.raises(ValueError, match="cannot be rebuilt"):
             load_model(tmp_path / "m.safetensors")
 
 

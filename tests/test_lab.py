@@ -10,7 +10,8 @@ from mnv3nb import lab as module
 from mnv3nb._progress import Progress
 from mnv3nb.experiments.notebooks import RUNS_MIME
 from mnv3nb.lab import Lab
-from mnv3nb.report.verdicts import remarks, reproduction, shown
+from mnv3nb.report.claim import Claim
+from mnv3nb.report.verdicts import judge, reproduction, shown
 
 
 @pytest.fixture
@@ -96,17 +97,26 @@ def test_compare_is_what_the_report_says(displayed, tmp_path):
     for source, name in (("Table 1", "table_1"), ("§ 3.2.1", "section_3.2.1")):
         lab.compare(source)
         some = table[table.source == source]
-        expected = shown(some).assign(why=remarks(some)).to_csv(index=False)
+        expected = shown(some).assign(why=some.remark).to_csv(index=False)
         assert (tmp_path / "figures" / "smoke" / f"compare_{name}.csv").read_text() == expected
 
 
 def test_a_remark_is_what_the_other_columns_do_not_say():
-    why = [
-        "fewer than 3 seeds",
-        "equal as printed: 2507; the rule m ≤ t was taken from it",
-        "fewer than 3 seeds; not CIFAR",
+    exact = Claim("Table 5", "filters kept", 2507, lambda: 2507, kind="exact", form=".0f", note="taken from it")
+    other = replace(exact, paper=2508, note="")
+    measured = Claim("Table 3", "FLOPs", 138, lambda: 138, lambda seed: [], margin=2)
+    cannot = replace(measured, cannot="best rate: not known")
+    rows = [
+        (judge(exact, []), "equal as printed: 2507; taken from it", "taken from it"),
+        (judge(other, []), "not equal as printed: 2507", "not equal as printed: 2507"),
+        (judge(measured, [138.0]), "fewer than 3 seeds", ""),
+        (judge(measured, [138.0], "not CIFAR"), "fewer than 3 seeds; not CIFAR", "not CIFAR"),
+        (judge(cannot, [138.0], "not CIFAR"), "best rate: not known", "best rate: not known"),
     ]
-    assert remarks(pd.DataFrame({"why": why})).tolist() == ["", "the rule m ≤ t was taken from it", "not CIFAR"]
+    for row, why, remark in rows:
+        assert (row["why"], row["remark"]) == (why, remark)
+    decided = judge(measured, [138.0, 138.1, 137.9], "not CIFAR")
+    assert decided["why"] == decided["remark"] and decided["why"].endswith("; not CIFAR")
 
 
 def test_sentences_in_a_table_are_whole_and_begin_at_the_left(displayed):

@@ -241,6 +241,12 @@ def test_a_network_of_impossible_widths_is_refused(arguments):
         MobileNetV3Large(**arguments)
 
 
+@pytest.mark.parametrize("given", [0, True, 2.0])
+def test_a_wrong_number_of_classes_is_named(given):
+    with pytest.raises(ValueError, match=f"num_classes must be an integer ≥ 1, got {given}$"):
+        MobileNetV3Large(given)
+
+
 @settings(max_examples=5)
 @given(cuts, st.sampled_from(["paper", "keep"]), st.integers(1, 100))
 def test_save_and_load_give_the_same_network(tmp_path_factory, cut, squeeze, num_classes):

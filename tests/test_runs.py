@@ -13,6 +13,7 @@ import torch
 from support import FORK, TINY, child_of, fresh, same_tensors, timeless, train_run, tree, write_npz
 
 from mnv3nb import DENSE_WIDTHS, Dataset, blocks, keep_masks, load_dataset, prune, score, train
+from mnv3nb._device import environment
 from mnv3nb.data import SPLITS
 from mnv3nb.experiments import grid, store
 from mnv3nb.experiments.config import PruneConfig, RunConfig
@@ -315,7 +316,8 @@ def test_a_run_resumed_elsewhere_names_both_environments(config, tmp_path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store, "write_state", stop)
-        patch.setattr("mnv3nb.experiments.environment.cpu_name", lambda: "another machine")
+        there = {"hardware": "another machine"}
+        patch.setattr("mnv3nb.experiments.runs.environment", lambda device: environment(device) | there)
         runs.run(config)
     result = runs.run(config).result
     (earlier,) = result["earlier_environments"]

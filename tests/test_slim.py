@@ -21,10 +21,10 @@ from support import ROOT, same_tensors
 
 from mnv3nb import TrainConfig, blocks, build_network, load_dataset, load_model, load_network, save_model, train
 from mnv3nb.__main__ import main
-from mnv3nb._ahead import read_ahead
 from mnv3nb.data import SPLITS
 from mnv3nb.datasets import content_checksum, data_checksum
 from mnv3nb.deployment.export import onnx_labels
+from mnv3nb.folders import read_ahead
 from mnv3nb.slimming import slim as slimming
 from mnv3nb.slimming.job import Job
 from mnv3nb.slimming.report import accuracies

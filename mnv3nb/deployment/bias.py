@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 from ..blocks import Block, blocks
 from ..complexity import layer_costs
 from ..data import to_input
-from ..pruning import kept_hidden
+from ..pruning import strongest_hidden
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], imag
         gone = ~mask.to(old.expand.weight.device)
         to_squeeze, to_excite, to_project = _mean_inputs_without(old, gone, sides[names[old.expand]])
         if new.squeeze:
-            kept = kept_hidden(old, mask, new.hidden)
+            kept = strongest_hidden(old, mask, new.hidden)
             lost = torch.ones_like(to_excite).index_fill_(0, kept, 0)
             new.squeeze.bias += (old.squeeze.weight[:, gone, 0, 0] @ to_squeeze[gone])[kept]
             new.excite.bias += (old.excite.weight[:, :, 0, 0] @ (lost * to_excite))[~gone]
@@ -57,6 +57,20 @@ def reestimate_batchnorm(model: nn.Module, images: Tensor, image_size: int, batc
     model.eval()
 
 
+def inputs_of(layers: Sequence[nn.Module], model: nn.Module, x: Tensor) -> list[Tensor]:
+    """What each of `layers` takes when `model` runs on `x`."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[layer] = inputs[0]
+
+    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return [seen[layer] for layer in layers]
+
+
 def _mean_inputs_without(block: Block, gone: Tensor, side: int) -> list[Tensor | None]:
     """Mean input per channel of squeeze, excite (None without SE) and projection while the channels `gone` are constant.
 
@@ -66,13 +80,13 @@ def _mean_inputs_without(block: Block, gone: Tensor, side: int) -> list[Tensor |
     block.expand_bn.weight[gone] = 0
     x = block.expand.weight.new_zeros(1, block.expand.in_channels, side, side)
     if not block.squeeze:
-        return [None, None, *_mean_inputs(block.module, x, block.project)]
+        return [None, None, *_mean_inputs(block, x, block.project)]
     typical = block.depthwise.register_forward_hook(lambda *_: _normal_inputs(block.depthwise_bn))
-    (mean,) = _mean_inputs(block.module, x, block.squeeze)
+    (mean,) = _mean_inputs(block, x, block.squeeze)
     typical.remove()
     gone, mean = gone[:, None, None], mean[:, None, None]
     block.squeeze.register_forward_pre_hook(lambda _, inputs: torch.where(gone, inputs[0], mean))
-    return _mean_inputs(block.module, x, block.squeeze, block.excite, block.project)
+    return _mean_inputs(block, x, block.squeeze, block.excite, block.project)
 
 
 def _normal_inputs(norm: nn.BatchNorm2d, points: int = 64) -> Tensor:
@@ -82,15 +96,6 @@ def _normal_inputs(norm: nn.BatchNorm2d, points: int = 64) -> Tensor:
     return x[:, :, None, None]
 
 
-def _mean_inputs(module: nn.Module, x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each of `layers` takes when `module` runs on `x`: the mean per channel over batch and map."""
-    seen: dict[nn.Module, Tensor] = {}
-
-    def watch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen[layer] = inputs[0].mean((0, 2, 3))
-
-    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
-    module(x)
-    for hook in hooks:
-        hook.remove()
-    return [seen[layer] for layer in layers]
+def _mean_inputs(block: Block, x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each of `layers` takes when `block` runs on `x`: the mean per channel over batch and map."""
+    return [inputs.mean((0, 2, 3)) for inputs in inputs_of(layers, block.module, x)]

@@ -1,4 +1,4 @@
-"""Networks for other programs: ONNX, int8 and torch.export; the accuracy of an ONNX graph."""
+"""Networks for other programs: ONNX, int8 and torch.export; how an ONNX graph labels images."""
 
 import copy
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._files import check_ending, write_atomically
+from .._files import check_ending, write_atomically, write_file
 from ..data import to_input
 
 if TYPE_CHECKING:  # an extra, imported where it is used: a .pt2 file takes torch alone
@@ -23,9 +23,7 @@ if TYPE_CHECKING:  # an extra, imported where it is used: a .pt2 file takes torc
 def export_onnx(model: nn.Module, path: str | os.PathLike, image_size: int) -> None:
     """Write the graph `to_onnx(model, image_size)`. Raises ValueError for another ending than .onnx."""
     check_ending(path, ".onnx")
-    graph = to_onnx(model, image_size)
-    with write_atomically(path) as file:
-        file.write(graph.SerializeToString())
+    write_file(path, to_onnx(model, image_size).SerializeToString())
 
 
 def export_program(model: nn.Module, path: str | os.PathLike, image_size: int) -> None:
@@ -66,11 +64,6 @@ def session(graph: "onnx.ModelProto", threads: int = 1) -> "onnxruntime.Inferenc
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def onnx_accuracy(graph: "onnx.ModelProto", images: Tensor, labels: Tensor, image_size: int) -> float:
-    """Share of `images` (uint8) that `graph` labels correctly in ONNX Runtime, in [0, 1]."""
-    return float((onnx_labels(graph, images, image_size) == labels).double().mean())
 
 
 def onnx_labels(graph: "onnx.ModelProto", images: Tensor, image_size: int) -> Tensor:

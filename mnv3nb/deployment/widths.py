@@ -39,7 +39,7 @@ def block_costs(
     """
     if cost not in COSTS:
         raise ValueError(f"the cost must be one of {', '.join(COSTS)}, got {cost!r}")
-    check_pruning(0, multiple_of)
+    check_pruning(multiple_of=multiple_of)
     # a cost is base + channel·w + hidden·h + pair·w·h at width w with h hidden channels: four points tell the factors
     points = [current_costs(_uniform(model, w, h), cost, image_size) for w, h in ((1, 1), (2, 1), (1, 2), (2, 2))]
     tables = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from .._files import write_atomically
+from .._files import write_file
 from .config import FORMAT, RunConfig
 from .runs import Runs
 from .store import FILES, Run, lock_run, open_folder, read_run
@@ -81,8 +81,7 @@ def _pack(run: Run) -> Files:
 
 def _unpack(folder: Path, files: Files) -> None:
     for name in FILES:  # result.json last: it shows that the others are whole
-        with write_atomically(folder / name, len(files[name])) as file:
-            file.write(files[name])
+        write_file(folder / name, files[name])
 
 
 def versions() -> dict[str, str | int]:

@@ -16,11 +16,10 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from .._files import default_home, write_atomically
+from .._files import CHECKOUT, default_home, write_file
 from .profiles import get_profile
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "notebooks"
+SOURCES = CHECKOUT / "notebooks"
 RUNS_MIME = "application/vnd.mnv3nb.runs+json"  # in an output: the keys of the runs behind it
 
 
@@ -96,8 +95,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
         notebook = nbformat.read(made, as_version=4)
         _stamp(notebook, nbformat.read(path, as_version=4))
         _relink(notebook, os.path.relpath(path.parent, copy.parent))
-        with write_atomically(copy) as file:
-            file.write((nbformat.writes(notebook) + "\n").encode())
+        write_file(copy, nbformat.writes(notebook) + "\n")
         return error
 
 
@@ -133,7 +131,7 @@ def _kernel_environment() -> Iterator[None]:
     me, before = psutil.Process(), dict(os.environ)
     others = me.children(recursive=True)
     os.environ |= {"MNV3NB_HEADLESS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), before.get("PYTHONPATH"))))
     try:
         yield
     finally:

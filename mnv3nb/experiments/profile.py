@@ -24,13 +24,10 @@ class Latency:
     rounds: int = 31
     slow_rounds: int = 5  # for larger batches
     widths: int = 60  # measured of a block
-    neighbours: int = 8  # for so many of them, the widths beside them too
-    quantized: int = 9  # networks in int8
-    calibration: int = 128  # images for it
+    calibration: int = 128  # images that set the ranges of int8
     images: int = 1000  # that judge accuracy
     recalibration: int = 256  # images that BatchNorm is measured on anew
     targets: tuple[float, ...] = (0.5, 0.55, 0.6, 0.7, 0.8)  # latencies of the blocks aimed at, as shares of dense
-    compile_seconds: float = 600
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ DIGITS = Profile(
     huge_lam=0.2,
     collapse=(0.65, 0.7, 0.8, 0.9),
     repeats=1,
-    latency=Latency(rounds=15, slow_rounds=2, quantized=3, calibration=32, compile_seconds=90),
+    latency=Latency(rounds=15, slow_rounds=2, calibration=32),
     minutes=dict(enumerate((1.0, 0.3, 2.0, 0.7, 0.7, 2.5, 2.5, 0.8, 0.2, 1.5, 0.5, 0.4, 1.5, 0.5, 1.0, 0.7, 0.8))),
 )
-_SMOKE_SIZES = {"rates": (0.5,), "image_size": 32, "batches": (1,), "widths": 4, "neighbours": 2}
+_SMOKE_SIZES = {"rates": (0.5,), "image_size": 32, "batches": (1,), "widths": 4}
 SMOKE = replace(
     DIGITS,
     name="smoke",
@@ -30,7 +30,7 @@ SMOKE = replace(
     collapse=(0.7,),
     train_images=128,
     lone=replace(LONE, epochs=20, lr=1e-2),
-    latency=replace(DIGITS.latency, **_SMOKE_SIZES, rounds=3, quantized=2, compile_seconds=0),
+    latency=replace(DIGITS.latency, **_SMOKE_SIZES, rounds=3),
     minutes={},
 )
 # batch size and learning rate by the pilots; λ from their dead filters (results/README.md): 26 % where λ times the sum

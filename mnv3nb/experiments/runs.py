@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
-from .._device import pick_device, with_threads
+from .._device import environment, pick_device, with_threads
 from .._files import default_home
 from ..checkpoint import save_model
 from ..complexity import count_parameters
@@ -25,7 +25,6 @@ from ..pruning import keep_masks, prune
 from ..training import TrainConfig, evaluate, train
 from . import store
 from .config import RunConfig
-from .environment import environment
 from .store import Run, State
 
 _DRAW = threading.Lock()  # the random generator is the process's, and some executors run threads
@@ -74,12 +73,7 @@ class Runs:
 
     def network(self, config: RunConfig) -> nn.Module:
         """The network with which `config`'s training starts: random weights, or the parent's network pruned."""
-        if config.parent is None:
-            return _random_network(config.train, len(dataset_of(config).classes))
-        _, _, pruned = self._prune(config)
-        if config.prune.inherit:
-            return pruned
-        return _random_network(config.train, pruned.num_classes, pruned.widths, pruned.squeeze)
+        return self._start(config)[0]
 
     def scores(self, config: RunConfig) -> list[Tensor]:
         """The scores of the parent's filters by which `config` prunes: one tensor (width,) per block."""
@@ -91,22 +85,25 @@ class Runs:
     def _score(self, config: RunConfig, parent: nn.Module) -> list[Tensor]:
         batches = None
         if config.prune.criterion in NEEDS_DATA:
-            data, size = dataset_of(config), config.parent.train.image_size
-            parts = zip(data.train_images[:512].split(64), data.train_labels[:512].split(64))
-            batches = [(to_input(images, size), labels) for images, labels in parts]
+            batches = first_batches(dataset_of(config), config.parent.train.image_size)
         scores = score(parent, config.prune.criterion, batches, seed=config.train.seed)
         return rank_within_layers(scores) if config.prune.ranking == "layer" else scores
 
-    def _prune(self, config: RunConfig) -> tuple[nn.Module, list[Tensor], nn.Module]:
-        """The parent's network, the masks, and the pruned network."""
+    def _start(self, config: RunConfig) -> tuple[nn.Module, nn.Module | None]:
+        """`network` and, where it inherits weights, the same with the constants of removed channels folded in."""
+        if config.parent is None:
+            return _random_network(config.train, len(dataset_of(config).classes)), None
         parent, p = self._parent(config), config.prune
         masks = keep_masks(self._score(config, parent), p.rate, p.multiple_of, p.min_width)
-        return parent, masks, prune(parent, masks, p.squeeze)
+        pruned = prune(parent, masks, p.squeeze)
+        if not p.inherit:
+            return _random_network(config.train, pruned.num_classes, pruned.widths, pruned.squeeze), None
+        return pruned, fold_bias(parent, pruned, masks, config.train.image_size)
 
     def _train(self, config: RunConfig) -> Run:
         folder, device, data = self.folder / config.key, pick_device(self.device), dataset_of(config)
         store.open_folder(folder, config)
-        model = self.network(config)
+        model, folded = self._start(config)
         state = store.read_state(folder, config, model)
         here = environment(device) | {"threads": state.threads}
         earlier = [other for other in state.environments if other != here]
@@ -123,24 +120,23 @@ class Runs:
         about = {"run": config.key, "image_size": config.train.image_size, "classes": data.classes}
         save_model(model, folder / "model.safetensors", **about, accuracy=history[-1]["test_accuracy"])
         environments = {"environment": here} | ({"earlier_environments": earlier} if earlier else {})
-        folded = {"accuracy_folded": self._folded_accuracy(config, device)}
-        store.write_result(folder, _measured(model, history, len(data.train_images)) | folded | environments)
+        test = data.test_images, data.test_labels, config.train.image_size
+        measured = _measured(model, history, len(data.train_images))
+        measured["accuracy_folded"] = None if folded is None else evaluate(folded.to(device), *test)
+        store.write_result(folder, measured | environments)
         (folder / "state.safetensors").unlink(missing_ok=True)
         return store.read_run(folder)
-
-    def _folded_accuracy(self, config: RunConfig, device: torch.device) -> float | None:
-        """Test accuracy before the first step, with the constants of removed channels folded in."""
-        if not config.prune or not config.prune.inherit:
-            return None
-        parent, masks, pruned = self._prune(config)
-        data, size = dataset_of(config), config.train.image_size
-        folded = fold_bias(parent, pruned, masks, size).to(device)
-        return evaluate(folded, data.test_images, data.test_labels, size)
 
 
 def dataset_of(config: RunConfig) -> Dataset:
     """The images that `config` trains and is measured on."""
     return load_once(config.dataset).subset(config.train_images, config.holdout)
+
+
+def first_batches(data: Dataset, image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels of 512 training images in batches of 64, for criteria in NEEDS_DATA."""
+    parts = zip(data.train_images[:512].split(64), data.train_labels[:512].split(64))
+    return ((to_input(images, image_size), labels) for images, labels in parts)
 
 
 def _measured(model: nn.Module, history: list[dict], images: int) -> dict:

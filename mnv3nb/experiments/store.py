@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .._files import sync_folder, write_atomically
+from .._files import sync_folder, write_file
 from .._tensors import load_tensors, save_tensors
 from ..blocks import blocks
 from ..checkpoint import load_model
@@ -188,7 +188,7 @@ def write_metrics(folder: Path, history: list[dict]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    _write(folder / "metrics.csv", text.getvalue())
+    write_file(folder / "metrics.csv", text.getvalue())
 
 
 def write_filters(folder: Path, model: nn.Module) -> None:
@@ -213,13 +213,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    _write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    payload = text.encode()
-    with write_atomically(path, len(payload)) as file:
-        file.write(payload)
+    write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _json_digest(value: dict) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from .._files import default_home, write_atomically
+from .._files import default_home, write_file
 from .notebooks import SOURCES, source_digest
 
 ENDINGS = (".ipynb", ".md", ".py")
@@ -42,11 +42,9 @@ def working_copy(sources: Path) -> Path:
             continue
         copy, digest = folder / name, _digest(path)
         if not copy.is_file() or (copied.get(name) != digest and copied.get(name) == _digest(copy)):
-            with write_atomically(copy) as file:
-                file.write(path.read_bytes())
+            write_file(copy, path.read_bytes())
             copied[name] = digest
-    with write_atomically(record) as file:
-        file.write(json.dumps(copied, indent=1).encode())
+    write_file(record, json.dumps(copied, indent=1))
     return folder
 
 

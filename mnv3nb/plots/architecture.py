@@ -43,7 +43,7 @@ def arrow(ax: Axes, start: tuple, end: tuple, text: str = "") -> None:
 def block_drawing(model: nn.Module, block: int = 4, image_size: int = 224) -> Figure:
     """Figure 1: block number `block` of `model`; shapes are C×H×W for images of `image_size` pixels."""
     b, shapes, y = blocks(model)[block], _shapes(model, block, image_size), 1.6
-    shortcut = shapes["in"] == shapes["project"]
+    shortcut = _shortcut(b)
     fig, ax = canvas(10, 4.2 if b.hidden else 2.9)
     ax.text(0.08, fig.get_figheight() - 0.3, f"Block {block}", fontsize=13, weight="bold")
     kernel, stride = b.depthwise.kernel_size[0], b.depthwise.stride[0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .. import paper
-from .._files import write_atomically
+from .._files import write_file
 from ..complexity import count_flops, count_parameters
 from ..deployment.widths import block_costs
 from ..experiments.profiles import PROFILES, Profile
@@ -95,5 +95,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="explorer.html")
     options = parser.parse_args()
-    with write_atomically(options.out) as page:
-        page.write(explorer_page(Runs(), PROFILES[options.profile], options.seed).encode())
+    write_file(options.out, explorer_page(Runs(), PROFILES[options.profile], options.seed))

@@ -15,6 +15,7 @@ from ..blocks import blocks
 from ..complexity import count_flops, count_parameters
 from ..data import to_input
 from ..datasets import load_once
+from ..deployment.bias import inputs_of
 from ..experiments.store import Run
 from ..importance import score
 from ..model import MobileNetV3Large
@@ -168,12 +169,7 @@ def maps_learn(before: Run, after: Run, images: int = 300) -> dict[str, float]:
 @torch.inference_mode()
 def expansion_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Each block's maps after the expansion's activation, (N, C, H, W), for inputs x (N, 3, H, W), in eval mode."""
-    maps: list[Tensor] = []
-    hooks = [b.depthwise.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0])) for b in blocks(model)]
-    model.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return maps
+    return inputs_of([block.depthwise for block in blocks(model)], model.eval(), x)
 
 
 def map_statistics(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import paper
-from .._files import default_home, lookup, write_atomically
+from .._files import default_home, lookup, write_file
 from .._tables import markdown, number
 from ..experiments.profile import EXPERIMENTS
 from ..experiments.profiles import get_profile
@@ -41,16 +41,9 @@ def main() -> None:
     """Writes REPORT (with CIFAR-10's test images, for what stored networks are asked), then every block of PAGES."""
     root = default_home()
     table, _ = reproduction(PROFILE, recorded(root), ALL_SEEDS)
-    table.drop(columns="missing").to_csv(root / REPORT, index=False)
+    table.drop(columns=["missing", "remark"]).to_csv(root / REPORT, index=False)
     for page in PAGES:
-        text = filled((root / page).read_text(), root).encode()
-        with write_atomically(root / page, len(text)) as file:
-            file.write(text)
-
-
-def stale(root: Path) -> list[str]:
-    """The pages whose blocks are not what the files under `root` say now."""
-    return [page for page in PAGES if filled((root / page).read_text(), root) != (root / page).read_text()]
+        write_file(root / page, filled((root / page).read_text(), root))
 
 
 def filled(text: str, root: Path) -> str:
@@ -64,26 +57,19 @@ def recorded(root: Path) -> Runs:
     return Runs(root / "results", root / "results")
 
 
-def read_report(root: Path) -> pd.DataFrame:
-    """What `main` wrote; raises FileNotFoundError that names the command if it is not there."""
-    if not (root / REPORT).is_file():
-        raise FileNotFoundError(f"{root / REPORT} is missing; `make readme` writes it")
-    return pd.read_csv(root / REPORT)
-
-
 def half(root: Path) -> str:
     """The one table of README and its translation: the paper against ours at 50 %."""
-    table = read_report(root)
+    table = pd.read_csv(root / REPORT)
     return markdown(shown(table[table.main & table.name.str.contains("50%|Table 5's")]))
 
 
 def verdict_counts(root: Path) -> str:
-    return markdown(counts(read_report(root)).reset_index(names=""))
+    return markdown(counts(pd.read_csv(root / REPORT)).reset_index(names=""))
 
 
 def claims_seen(root: Path) -> str:
     """The main claims, a sentence each, by verdict; all others are in REPORT."""
-    table, lines = read_report(root), []
+    table, lines = pd.read_csv(root / REPORT), []
     for verdict in VERDICTS[:3]:
         rows = table[table.main & (table.verdict == verdict)]
         lines += [
@@ -235,13 +221,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "missing": missing,
     "runs": all_runs,
     "gallery": gallery,
-    "speed": partial(csv_table, "bench/speed.csv"),
-    "growth": partial(csv_table, "bench/growth.csv"),
-    "step": partial(csv_table, "bench/step.csv"),
-    "grids": partial(csv_table, "bench/grids.csv"),
-    "large_data": partial(csv_table, "bench/large_data.csv"),
     "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
 }
+BLOCKS |= {name: partial(csv_table, f"bench/{name}.csv") for name in ("speed", "growth", "step", "grids", "large_data")}
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,6 @@
 """The report: each claim of the paper beside what the runs that are there say, with a verdict."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
@@ -24,7 +23,8 @@ def reproduction(
     """The paper's claims (of one `source`, or all) beside ours, and the runs used. Runs are only found, never trained.
 
     Columns: source, name, kind (see `Claim`), paper, ours (mean over seeds), n (seeds; 0: an exact fact), low and high
-    (95 % interval of the mean), verdict (one of VERDICTS), why, missing (list of (experiment, seed)), main.
+    (95 % interval of the mean), verdict (one of VERDICTS), why, remark (of `why`, what the other columns
+    do not show; may be empty), missing (list of (experiment, seed)), main.
     """
     return judged([c for c in claims(profile) if source in (None, c.source)], profile, runs, seeds)
 
@@ -43,9 +43,7 @@ def judged(some: Iterable[Claim], profile: Profile, runs: Runs, seeds: Iterable[
                 used |= {run.key: run for run in found.values()}
             missing |= {(names(seed).get(config, "none"), seed): None for config in absent if not claim.cannot}
         row = {"source": claim.source, "name": claim.name, "kind": claim.kind, "paper": claim.paper}
-        row |= judge(claim, values)
-        if claim.kind in ("value", "log") and not claim.cannot and not_cifar(profile):
-            row["why"] += f"; {not_cifar(profile)}"
+        row |= judge(claim, values, not_cifar(profile))
         rows.append(row | {"missing": list(missing), "main": claim.main})
     return pd.DataFrame(rows), list(used.values())
 
@@ -56,18 +54,21 @@ def _experiments(profile: Profile, seed: int) -> dict[RunConfig, str]:
     return dict(reversed(pairs))
 
 
-def judge(claim: Claim, values: Sequence[float]) -> dict:
-    """ours, n, low, high, verdict and why of a claim, from one value per seed (see `statistics` for the rule)."""
+def judge(claim: Claim, values: Sequence[float], caution: str = "") -> dict:
+    """The columns of `reproduction` from ours to remark, from one value per seed (see `statistics` for the rule).
+
+    `caution`: a note on the claims of kind "value" and "log" that can be checked.
+    """
     if claim.kind == "exact":
         return _judge_exact(claim)
     log, further = claim.kind == "log", int(claim.kind in ("log", "value"))
     values = [value for value in values if not math.isnan(value)]
     x = np.log10(np.clip(values, 1e-38, None)) if log else np.array(values)
     mean, interval = mean_interval(x), prediction_interval(x) if further else mean_interval(x)
-    result = verdict(interval, claim.target)
+    result, few = verdict(interval, claim.target), not claim.cannot and len(values) < SEEDS
     if claim.cannot:
         result, why = "cannot be checked", claim.cannot
-    elif len(values) < SEEDS:
+    elif few:
         why = f"fewer than {SEEDS} seeds"
     else:
         why = _place(interval, claim.target, result, log) + " for one more seed" * further
@@ -76,7 +77,9 @@ def judge(claim: Claim, values: Sequence[float]) -> dict:
         elif claim.kind == "points" and claim.paper and mean.low < 0 < mean.high:
             why += "; the sign is not shown"
     ours, low, high = (10.0**part if log else part for part in (mean.mean, mean.low, mean.high))
-    return {"ours": ours, "n": mean.n, "low": low, "high": high, "verdict": result, "why": _with_note(why, claim)}
+    notes = claim.note, caution if claim.kind in ("value", "log") and not claim.cannot else ""
+    row = {"ours": ours, "n": mean.n, "low": low, "high": high, "verdict": result}
+    return row | _reasons(why, notes, seen=few)
 
 
 def _place(interval: Interval, target: tuple[float, float], result: str, log: bool) -> str:
@@ -88,12 +91,15 @@ def _place(interval: Interval, target: tuple[float, float], result: str, log: bo
 def _judge_exact(claim: Claim) -> dict:
     ours = claim.measure()
     same = format(ours, claim.form) == format(claim.paper, claim.form)
-    why = _with_note(f"{'equal' if same else 'not equal'} as printed: {ours:{claim.form}}", claim)
-    return {"ours": ours, "n": 0, "low": math.nan, "high": math.nan, "verdict": VERDICTS[not same], "why": why}
+    why = f"{'equal' if same else 'not equal'} as printed: {ours:{claim.form}}"
+    row = {"ours": ours, "n": 0, "low": math.nan, "high": math.nan, "verdict": VERDICTS[not same]}
+    return row | _reasons(why, [claim.note], seen=same)
 
 
-def _with_note(why: str, claim: Claim) -> str:
-    return f"{why}; {claim.note}" if claim.note else why
+def _reasons(why: str, notes: Iterable[str], seen: bool) -> dict[str, str]:
+    """`why` with the notes; and the remark, which lacks what is `seen` in the other columns."""
+    texts = [why, *filter(None, notes)]
+    return {"why": "; ".join(texts), "remark": "; ".join(texts[seen:])}
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -119,9 +125,3 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "verdict": table.verdict,
         }
     )
-
-
-def remarks(table: pd.DataFrame) -> pd.Series:
-    """What `why` says beyond the columns of `shown`; may be empty."""
-    said = re.compile(rf"equal as printed|fewer than {SEEDS} seeds")
-    return table.why.map(lambda why: "; ".join(part for part in why.split("; ") if not said.match(part)))

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .._files import lookup, write_atomically
+from .._files import lookup, write_file
 from ..data import Dataset
 from ..datasets import content_checksum
 from ..importance import CRITERIA, NEEDS_DATA
@@ -76,5 +76,4 @@ class Job:
         if other := [name for name in mine if theirs.get(name) != mine[name]]:
             text = f"{self.out} holds a job with another {', '.join(other)}"
             raise ValueError(f"{text}: give another folder, or remove {path.parent} to start anew")
-        with write_atomically(path) as file:
-            file.write(json.dumps(mine, indent=1).encode())
+        write_file(path, json.dumps(mine, indent=1))

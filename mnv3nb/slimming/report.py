@@ -12,7 +12,7 @@ from nbconvert.filters.markdown import markdown2html
 from torch import Tensor, nn
 
 from .._device import cpu_name
-from .._files import write_atomically
+from .._files import write_file
 from .._tables import markdown, number
 from ..blocks import blocks
 from ..checkpoint import save_model
@@ -67,12 +67,11 @@ def write_results(out: Path, dense: nn.Module, small: nn.Module, data: Dataset, 
     html = f'<!doctype html><meta charset="utf-8"><style>{STYLE}</style>{markdown2html(page.format(picture=inline))}'
     files = {name: graphs[key].SerializeToString() for name, key in (("network", "pruned"), ("network_int8", "int8"))}
     files = {f"{name}.onnx": content for name, content in files.items()} | {"report.png": picture.getvalue()}
-    files |= {"report.md": page.format(picture="report.png").encode(), "report.html": html.encode()}
+    files |= {"report.md": page.format(picture="report.png"), "report.html": html}
     accuracy = float(results.loc["accuracy", "pruned"])
     save_model(small, out / "network.safetensors", **about, image_size=size, classes=data.classes, accuracy=accuracy)
     for name, content in files.items():
-        with write_atomically(out / name, len(content)) as file:
-            file.write(content)
+        write_file(out / name, content)
 
 
 def measured(graphs: dict, dense: nn.Module, small: nn.Module, data: Dataset, size: int) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._device import with_threads
-from .._files import write_atomically
+from .._files import write_file
 from .._tensors import load_tensors, save_tensors
 from ..blocks import blocks
 from ..checkpoint import load_model, save_model
@@ -146,6 +146,5 @@ def chosen_rate(p: Pruning) -> float:
         rate = rates[bisect.bisect_left(rates, True, key=lambda rate: value(rate) > wanted) - 1]
     else:
         rate = next(rate for rate in rates if value(rate) <= wanted)
-    with write_atomically(path) as file:
-        file.write(json.dumps(rate).encode())
+    write_file(path, json.dumps(rate))
     return rate

@@ -7,8 +7,8 @@ import platform
 import pytest
 import torch
 
+from mnv3nb._device import environment
 from mnv3nb._files import default_home
-from mnv3nb.experiments.environment import environment
 
 FOLDER = default_home() / "figures" / "bench"  # before the tests move $MNV3NB_HOME
 
