@@ -94,7 +94,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
             return f"{error or 'papermill'} left no copy"
         notebook = nbformat.read(made, as_version=4)
         _stamp(notebook, nbformat.read(path, as_version=4))
-        _relink(notebook, os.path.relpath(path.parent, copy.parent))
+        _relink(notebook)
         write_file(copy, nbformat.writes(notebook) + "\n")
         return error
 
@@ -144,11 +144,11 @@ def _kernel_environment() -> Iterator[None]:
         psutil.wait_procs(started, timeout=30)
 
 
-def _relink(notebook: nbformat.NotebookNode, folder: str) -> None:
-    """Links to what lies beside the source, but not beside the copy, lead to `folder`."""
+def _relink(notebook: nbformat.NotebookNode) -> None:
+    """In figures/PROFILE/, links to what lies beside the source, but not beside the copy, lead to notebooks/."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((?=exercises/|[A-Z]+\.md)", f"]({Path(folder).as_posix()}/", cell.source)
+            cell.source = re.sub(r"\]\((?=exercises/|[A-Z]+\.md)", "](../../notebooks/", cell.source)
 
 
 def _stamp(notebook: nbformat.NotebookNode, source: nbformat.NotebookNode) -> None:
