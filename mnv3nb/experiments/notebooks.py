@@ -94,7 +94,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
             return f"{error or 'papermill'} left no copy"
         notebook = nbformat.read(made, as_version=4)
         _stamp(notebook, nbformat.read(path, as_version=4))
-        _relink(notebook)
+        _relink(notebook, path.parent, copy.parent)
         write_file(copy, nbformat.writes(notebook) + "\n")
         return error
 
@@ -144,11 +144,16 @@ def _kernel_environment() -> Iterator[None]:
         psutil.wait_procs(started, timeout=30)
 
 
-def _relink(notebook: nbformat.NotebookNode) -> None:
+def _relink(notebook: nbformat.NotebookNode, source: Path, place: Path) -> None:
     """In figures/PROFILE/, links to what lies beside the source, but not beside the copy, lead to notebooks/."""
+
+    def moved(link: re.Match) -> str:
+        elsewhere = (source / link[1]).exists() and not (place / link[1]).exists()
+        return f"](../../notebooks/{link[1]}" if elsewhere else link[0]
+
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((?=exercises/|[A-Z]+\.md)", "](../../notebooks/", cell.source)
+            cell.source = re.sub(r"\]\(([\w./]+)", moved, cell.source)
 
 
 def _stamp(notebook: nbformat.NotebookNode, source: nbformat.NotebookNode) -> None:

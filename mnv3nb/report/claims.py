@@ -98,12 +98,13 @@ def _figure_6(p: Profile) -> Iterator[Claim]:
     chosen, ours = printed.lam.tolist().index(paper.CHOSEN_LAM), sorted(p.lams)
     for row in printed[1:].itertuples():  # ours of the same distance from the chosen one
         place = ours.index(p.lam) + printed.lam.tolist().index(row.lam) - chosen
-        lam, lack = (
-            (ours[place], "") if 0 < place < len(ours) else (0.0, f"profile {p.name} has no λ so far from its own")
-        )
-        name = f"λ = {row.lam:g}" + (f" (ours: {lam:g})" if lam not in (0.0, row.lam) else "")
-        more = {"main": True} | ({"cannot": lack} if lack else {})
-        yield accuracy_claim(p, "Figure 6", name, row.accuracy_pct, sparse(p, lam), _plain(p), **more)
+        name, runs, base, more = f"λ = {row.lam:g}", _no_runs, ("plain network", _plain(p)[1], _no_runs), {}
+        if 0 < place < len(ours):
+            name += f" (ours: {ours[place]:g})" if ours[place] != row.lam else ""
+            runs, base = sparse(p, ours[place]), _plain(p)
+        else:
+            more = {"cannot": f"profile {p.name} has no λ so far from its own"}
+        yield accuracy_claim(p, "Figure 6", name, row.accuracy_pct, runs, base, main=True, **more)
 
 
 def _plain(p: Profile) -> tuple[str, float, RunsOfSeed]:
