@@ -156,6 +156,7 @@ def test_the_explorer_follows_its_slider(browser, lab, pictures):
     assert readout.inner_text() == "50"
     page.evaluate("""() => jupyterapp.commands.execute("apputils:change-theme", {theme: "JupyterLab Dark"})""")
     page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
     page.screenshot(path=pictures / "explorer_dark.png")
     (pictures / "explorer_redraws.txt").write_text("\n".join(f"{wait:.3f}" for wait in waits))
     page.close()
