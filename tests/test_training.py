@@ -7,9 +7,10 @@ import pytest
 import torch
 from support import TINY, fresh, same_tensors, timeless
 
-from mnv3nb import Dataset, evaluate, reestimate_batchnorm, train
+from mnv3nb import Dataset, MobileNetV3Large, evaluate, reestimate_batchnorm, train
 from mnv3nb._tensors import load_tensors, save_tensors
 from mnv3nb.blocks import batch_norms
+from mnv3nb.data import batches, to_input
 from mnv3nb.training import learning_rate
 
 # train
@@ -183,3 +184,14 @@ def test_a_subset_holds_out_training_images_for_choices(digits):
     for bad in ({"train_images": 0}, {"train_images": 1438}, {"holdout": 1437}, {"train_images": 1300, "holdout": 200}):
         with pytest.raises(ValueError, match="does not fit 1437 training images"):
             digits.subset(**bad)
+
+
+def test_batchnorm_is_measured_anew_on_images_augmented_as_in_training(digits):
+    images, labels = digits.train_images[:40], digits.train_labels[:40]
+    data, model = Dataset(images, labels, images, labels, digits.classes), MobileNetV3Large()
+    ((seen, _),) = batches(data, 40, torch.Generator().manual_seed(0), "crop_flip")
+    reestimate_batchnorm(model, images, 32, batch_size=40, augment="crop_flip")
+    stem, norm = model.stem[0], model.stem[1]
+    wanted = stem(to_input(seen, 32)).mean((0, 2, 3))
+    assert torch.allclose(norm.running_mean, wanted, atol=1e-5)
+    assert not torch.allclose(norm.running_mean, stem(to_input(images, 32)).mean((0, 2, 3)), atol=1e-3)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..blocks import Block, blocks
 from ..complexity import layer_costs
-from ..data import to_input
+from ..data import Dataset, batches, to_input
 from ..pruning import strongest_hidden
 
 
@@ -43,17 +43,24 @@ def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], imag
     return folded
 
 
-def reestimate_batchnorm(model: nn.Module, images: Tensor, image_size: int, batch_size: int = 128) -> None:
+def reestimate_batchnorm(
+    model: nn.Module, images: Tensor, image_size: int, batch_size: int = 128, augment: str = "none"
+) -> None:
     """Measure the running mean and variance of every BatchNorm anew, in place: averages over batches of `images`.
 
     The cheap repair after pruning: no labels, no gradients; weights, γ and β stay. `images`: uint8 (N, 3, H, W), a few
-    hundred training images; a last batch of one is left out. Leaves the network in eval mode.
+    hundred training images; a last batch of one is left out. `augment`: as in training, whose statistics these replace
+    (see `mnv3nb.data.batches`); other images make other statistics. Leaves the network in eval mode.
     Raises ValueError if no batch has two images.
     """
     if min(len(images), batch_size) < 2:
         raise ValueError(f"BatchNorm needs batches of at least 2 images, got {len(images)} in batches of {batch_size}")
     device = next(model.parameters()).device
-    update_bn((to_input(x.to(device), image_size) for x in images.split(batch_size) if len(x) > 1), model)
+    parts, labels = images.split(batch_size), torch.zeros(len(images), dtype=torch.long)
+    if augment != "none":
+        data = Dataset(images, labels, images, labels, ())
+        parts = (x for x, _ in batches(data, batch_size, torch.Generator().manual_seed(0), augment))
+    update_bn((to_input(x.to(device), image_size) for x in parts if len(x) > 1), model)
     model.eval()
 
 

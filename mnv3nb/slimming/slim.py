@@ -83,7 +83,7 @@ def trained(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainC
     with with_threads(threads):  # another number would change the last bits
         shown = os.environ.get("MNV3NB_HEADLESS") != "1"
         train(model, data, config, state=tensors, history=history, on_epoch=keep, progress=shown, label=name)
-    reestimate_batchnorm(model, data.train_images[:RECALIBRATION], config.image_size)
+    reestimate_batchnorm(model, data.train_images[:RECALIBRATION], config.image_size, augment=config.augment)
     save_model(model, path, image_size=config.image_size, classes=data.classes)
     state.unlink(missing_ok=True)
     return load_model(path)
