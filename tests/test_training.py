@@ -187,11 +187,12 @@ def test_a_subset_holds_out_training_images_for_choices(digits):
 
 
 def test_batchnorm_is_measured_anew_on_images_augmented_as_in_training(digits):
+    torch.manual_seed(0)
     images, labels = digits.train_images[:40], digits.train_labels[:40]
     data, model = Dataset(images, labels, images, labels, digits.classes), MobileNetV3Large()
     ((seen, _),) = batches(data, 40, torch.Generator().manual_seed(0), "crop_flip")
     reestimate_batchnorm(model, images, 32, batch_size=40, augment="crop_flip")
     stem, norm = model.stem[0], model.stem[1]
     wanted = stem(to_input(seen, 32)).mean((0, 2, 3))
-    assert torch.allclose(norm.running_mean, wanted, atol=1e-5)
-    assert not torch.allclose(norm.running_mean, stem(to_input(images, 32)).mean((0, 2, 3)), atol=1e-3)
+    assert torch.allclose(norm.running_mean, wanted, atol=1e-4)
+    assert not torch.allclose(norm.running_mean, stem(to_input(images, 32)).mean((0, 2, 3)), atol=1e-2)
