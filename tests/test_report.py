@@ -131,6 +131,14 @@ def test_figure_6_is_compared_by_place_and_both_lambdas_are_named(table):
     assert table.paper[names].tolist() == [-0.13, -0.13, -1.06, -2.78]
 
 
+def test_the_chosen_lambdas_are_a_pair_and_what_has_no_counterpart_asks_no_run():
+    digits = get_profile("digits")  # its chosen λ stands one place further than the paper's
+    every = {claim.name: claim for claim in claims(digits) if claim.source == "Figure 6"}
+    assert "accuracy, λ = 1e-05 (ours: 0.0014) − plain network, points" in every
+    alone = every["accuracy, λ = 0.001 − plain network, points"]
+    assert alone.cannot and alone.runs(0) == []
+
+
 def test_criteria_are_judged_each_by_its_own_differences(table):
     clear, tie = (table.loc[f"accuracy, m − {name} at 50%, points"] for name in ("sparsity", "gamma"))
     assert clear.verdict == "reproduced" and clear.low == clear.high == pytest.approx(20)

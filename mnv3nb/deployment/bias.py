@@ -56,8 +56,9 @@ def reestimate_batchnorm(
     if min(len(images), batch_size) < 2:
         raise ValueError(f"BatchNorm needs batches of at least 2 images, got {len(images)} in batches of {batch_size}")
     device = next(model.parameters()).device
-    parts, labels = images.split(batch_size), torch.zeros(len(images), dtype=torch.long)
+    parts = images.split(batch_size)
     if augment != "none":
+        labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
         data = Dataset(images, labels, images, labels, ())
         parts = (x for x, _ in batches(data, batch_size, torch.Generator().manual_seed(0), augment))
     update_bn((to_input(x.to(device), image_size) for x in parts if len(x) > 1), model)

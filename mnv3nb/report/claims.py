@@ -95,16 +95,16 @@ def _filters_kept(p: Profile) -> Iterator[Claim]:
 def _figure_6(p: Profile) -> Iterator[Claim]:
     printed = paper.FIGURE_6.sort_values("lam")
     yield accuracy_claim(p, "Figure 6", "λ = 0", printed.accuracy_pct.iloc[0], sparse(p, 0.0))
-    chosen, ours = printed.lam.tolist().index(paper.CHOSEN_LAM), sorted(p.lams)
-    for row in printed[1:].itertuples():  # ours of the same distance from the chosen one
-        place = ours.index(p.lam) + printed.lam.tolist().index(row.lam) - chosen
-        name, runs, base, more = f"λ = {row.lam:g}", _no_runs, ("plain network", _plain(p)[1], _no_runs), {}
+    ours = sorted(p.lams)
+    shift = ours.index(p.lam) - printed.lam.tolist().index(paper.CHOSEN_LAM)  # pairs both chosen ones
+    for place, row in enumerate(printed[1:].itertuples(), 1 + shift):
+        name, claim = f"λ = {row.lam:g}", partial(accuracy_claim, p, "Figure 6", main=True)
         if 0 < place < len(ours):
             name += f" (ours: {ours[place]:g})" if ours[place] != row.lam else ""
-            runs, base = sparse(p, ours[place]), _plain(p)
+            yield claim(name, row.accuracy_pct, sparse(p, ours[place]), _plain(p))
         else:
-            more = {"cannot": f"profile {p.name} has no λ so far from its own"}
-        yield accuracy_claim(p, "Figure 6", name, row.accuracy_pct, runs, base, main=True, **more)
+            base, lack = (*_plain(p)[:2], _no_runs), f"profile {p.name} has no λ so far from its own"
+            yield claim(name, row.accuracy_pct, _no_runs, base, cannot=lack)
 
 
 def _plain(p: Profile) -> tuple[str, float, RunsOfSeed]:
