@@ -54,6 +54,8 @@ def stage(source: Path, profile: str, repository: str | None) -> None:
     """All pages, and the files of the repository that they link to, in one folder."""
     shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("__pycache__", "*.txt", "build.py"))
     (source / "extra").mkdir()
+    for page in source.glob("*.md"):  # a page of docs/ lies beside README.md here
+        page.write_text(page.read_text().replace("](../", "]("))
     for page in pages():
         copy = source / page.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,10 @@ def stage(source: Path, profile: str, repository: str | None) -> None:
         shutil.copy(executed if page.parent.name == "notebooks" and executed.is_file() else page, copy)
         if page.suffix == ".ipynb":
             prepare(copy, page.relative_to(ROOT).as_posix(), repository)
+        else:
+            copy.write_text(copy.read_text().replace("](docs/", "]("))
     for page in pages():
-        for link in LINK.findall(page.read_text()):
+        for link in LINK.findall((source / page.relative_to(ROOT)).read_text()):
             target = (page.parent / link).resolve()
             copy = source / target.relative_to(ROOT) if target.is_relative_to(ROOT) else None
             if copy and target.is_file() and not copy.exists():

@@ -46,6 +46,13 @@ def test_every_link_of_every_page_leads_to_a_file_of_the_site(staged, build):
             assert (page.parent / link).exists(), f"{page.relative_to(staged)}: {link}"
 
 
+def test_the_first_picture_of_either_readme_leads_to_the_explorer(staged):
+    for name in ("README.md", "README.zh-CN.md"):
+        for folder, page in ((ROOT, "docs/interactive.md"), (staged, "interactive.md")):
+            assert re.search(r"\[!\[.*?\]\(.*?\)\]\((.*?)\)", (folder / name).read_text())[1] == page
+    assert 'href="explorer.html"' in (staged / "interactive.md").read_text()
+
+
 def test_a_notebook_is_the_executed_one_with_buttons_below_its_title(staged):
     notebook = json.loads((staged / "notebooks" / "03_importance.ipynb").read_text())
     assert any(cell.get("outputs") for cell in notebook["cells"])
