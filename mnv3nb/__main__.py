@@ -17,7 +17,6 @@ from .deployment.export import export_onnx, export_program
 from .deployment.widths import fit_masks
 from .experiments.cluster import connect
 from .experiments.grid import plan, run_grid
-from .experiments.profile import EXPERIMENTS
 from .experiments.profiles import get_profile
 from .experiments.record import recorder
 from .experiments.runs import Runs
@@ -53,10 +52,10 @@ def figures(add):
 
 
 def grid(add):
-    """train a profile's missing runs, the most valuable first: its whole plan, or what --only and --seed name"""
+    """train a profile's missing runs, the most valuable first: its whole plan, of it what --seed needs, or --only"""
     add("--profile", default="digits")
     add("--only", help="experiments, such as baseline,half")
-    add("--seed", type=int)
+    add("--seed", type=int, help="another seed than the plan's gets what its last one does")
     add("--device", help="cuda, mps or cpu")
     add("--scheduler", help="of a Dask cluster that trains, such as tcp://host:8786")
     add("--record", action="store_true", help="copy each run to results/ as soon as it is finished")
@@ -64,9 +63,9 @@ def grid(add):
 
     def run(options) -> int:
         profile, runs = get_profile(options.profile), Runs(device=options.device)
-        configs = profile.planned()
-        if options.only or options.seed is not None:
-            names = [name.strip() for name in options.only.split(",")] if options.only else EXPERIMENTS
+        configs = profile.planned(options.seed)
+        if options.only:
+            names = [name.strip() for name in options.only.split(",")]
             configs = [config for name in names for config in profile.experiment(name, options.seed or 0)]
         for folder in (runs.recorded, runs.folder):
             if others := other_formats(folder):

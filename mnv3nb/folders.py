@@ -88,7 +88,9 @@ def store_images(classes: tuple[str, ...], splits: dict[str, Images], path: Path
     counts = np.bincount(arrays["train_labels"])
     few, most = counts.argmin(), counts.argmax()
     text = f"{counts.sum()} training and {len(labels)} test images, kept as {side}×{side} pixels in {path.name}; "
-    text += f"training images per class: {counts[few]} ({classes[few]}) to {counts[most]} ({classes[most]})"
+    text += f"training images per class: {counts[few]}"
+    if counts[few] < counts[most]:
+        text += f" ({classes[few]}) to {counts[most]} ({classes[most]})"
     if broken := about["broken"]:
         text += f"; {len(broken)} broken files left out: {', '.join(broken[:5])}{' ...' * (len(broken) > 5)}"
     print(text, file=sys.stderr)

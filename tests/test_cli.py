@@ -309,3 +309,14 @@ def test_a_grid_without_names_follows_the_plan_in_its_order(home, capsys, monkey
     assert listed[:6] == [c.key for c in [*first, p.sparse_run(0.0, 1), p.sparse_run(None, 1)]]
     assert sorted(listed) == sorted({c.key for run in p.planned() for c in (run, run.parent) if c})
     assert {c.train.seed for c in p.planned()} == {0, 1, 2}
+
+
+def test_a_grid_of_another_seed_trains_what_the_plan_has_for_its_last_one(home, capsys, monkeypatch):
+    monkeypatch.setattr(TRAIN, None)
+    assert main(["grid", "--profile", "cifar", "--seed", "7", "--dry-run"]) == 0
+    listed = re.findall(r"^  (\w{12})  ", capsys.readouterr().out, re.MULTILINE)
+    p = get_profile("cifar")
+    like = [c for c in p.planned() if c.train.seed == 2]
+    assert [c.label.replace("seed 7", "seed 2") for c in p.planned(7)] == [c.label for c in like]
+    assert set(listed) == {c.key for run in p.planned(7) for c in (run, run.parent) if c}
+    assert sorted({c.key for s in range(3) for c in p.planned(s)}) == sorted({c.key for c in p.planned()})

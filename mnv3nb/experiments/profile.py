@@ -104,9 +104,15 @@ class Profile:
         """The runs that the figure or table `name` of the paper is drawn from: a key of EXPERIMENTS."""
         return lookup(EXPERIMENTS, name, "experiment")(self, seed)
 
-    def planned(self) -> list[RunConfig]:
-        """Every run of the plan, in its order; without a plan, every experiment for seed 0."""
+    def planned(self, seed: int | None = None) -> list[RunConfig]:
+        """Every run of the plan, or of it what `seed` needs, in its order; without a plan, every experiment for seed 0.
+
+        A seed beyond the plan's last one needs what the last one does.
+        """
         plan = self.plan or [(",".join(EXPERIMENTS), (0,))]
+        if seed is not None:
+            like = min(max(seed, 0), max(max(seeds) for _, seeds in plan))
+            plan = [(names, (seed,)) for names, seeds in plan if like in seeds]
         parts = [(name, seed) for names, seeds in plan for seed in seeds for name in names.split(",")]
         return [config for name, seed in parts for config in self.experiment(name, seed)]
 

@@ -31,7 +31,7 @@ PAGE = """# {title}
 
 On {tests} test images, by the ONNX files; ONNX Runtime on {cpu}, one thread, batch 1. {about}.
 
-{classes} classes with {few} to {most} training images each{imbalanced}.
+{classes} classes with {counts} training images each{imbalanced}.
 
 {results}
 
@@ -103,8 +103,7 @@ def written(results, widths, where, data: Dataset, size: int, about: dict) -> st
         tests=len(data.test_labels),
         cpu=cpu_name(),
         classes=len(data.classes),
-        few=min(counts),
-        most=max(counts),
+        counts=" to ".join(map(str, sorted({min(counts), max(counts)}))),
         imbalanced=": balanced accuracy, the mean over the classes, tells more than accuracy" if uneven else "",
         results=markdown(results.map(number).rename_axis(" ").reset_index()),
         picture="{picture}",

@@ -60,6 +60,8 @@ def slim(job: Job) -> Path:
     pruning = Pruning(job, start.eval(), part, size)
     rate = chosen_rate(pruning)
     small = pruning.finetuned(rate)
+    if job.target != "rate":
+        about["target"] = f"{job.target} {getattr(job, job.target):g}"
     print("slim: measuring and writing", file=sys.stderr)
     write_results(Path(job.out), pruning.dense, small, data, size, about | {"rate": rate})
     return Path(job.out)
@@ -84,6 +86,9 @@ def trained(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainC
         shown = os.environ.get("MNV3NB_HEADLESS") != "1"
         train(model, data, config, state=tensors, history=history, on_epoch=keep, progress=shown, label=name)
     reestimate_batchnorm(model, data.train_images[:RECALIBRATION], config.image_size, augment=config.augment)
+    if shown:  # it often jumps here: the lines above were of averages that lagged behind
+        accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
+        print(f"slim: {name}, BatchNorm re-estimated: test accuracy {accuracy:.2%}", file=sys.stderr)
     save_model(model, path, image_size=config.image_size, classes=data.classes)
     state.unlink(missing_ok=True)
     return load_model(path)
