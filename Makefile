@@ -25,7 +25,7 @@ site: .venv/.site  ## build/site: the pages and the notebooks of figures/$(PROFI
 	@touch $@
 
 bench: $(READY)
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s --ignore tests/benchmarks/test_torchvision.py
 
 soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"

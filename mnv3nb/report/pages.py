@@ -223,7 +223,10 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "gallery": gallery,
     "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
 }
-BLOCKS |= {name: partial(csv_table, f"bench/{name}.csv") for name in ("speed", "growth", "step", "grids", "large_data")}
+BLOCKS |= {
+    name: partial(csv_table, f"bench/{name}.csv")
+    for name in ("speed", "growth", "step", "grids", "large_data", "torchvision")
+}
 
 if __name__ == "__main__":
     main()

@@ -49,6 +49,10 @@ def slim(job: Job) -> Path:
     start = load_network(job.network, job.weights, len(data.classes))
     part = data.subset(holdout=len(data.train_images) // 10) if job.max_drop else data
     job.claim_folder(data)
+    if job.max_drop:
+        count = len(part.test_images)
+        text = f"slim: {count} training images are held out; accuracies until the end are theirs"
+        print(f"{text}, {100 / count:.2g} points an image", file=sys.stderr)
     about = {"network": job.network, "criterion": job.criterion or "gamma_sparsity"}
     if job.weights and not job.criterion:
         accuracy = evaluate(start, data.test_images, data.test_labels, size)

@@ -10,7 +10,8 @@ import torch
 from mnv3nb._device import environment
 from mnv3nb._files import default_home
 
-FOLDER = default_home() / "figures" / "bench"  # before the tests move $MNV3NB_HOME
+HOME = default_home()  # before the tests move it
+FOLDER = HOME / "figures" / "bench"
 
 
 def pytest_ignore_collect(config):
@@ -23,6 +24,13 @@ def all_cores():
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def kept_home(monkeypatch):
+    """`$MNV3NB_HOME` as it is outside the tests: its data, and runs that stay."""
+    monkeypatch.setenv("MNV3NB_HOME", str(HOME))
+    return HOME
 
 
 @pytest.fixture(scope="session")
