@@ -73,7 +73,8 @@ def judge(claim: Claim, values: Sequence[float], caution: str = "") -> dict:
     else:
         why = _place(interval, claim.target, result, log) + " for one more seed" * further
         if result == "undecided":
-            why += f"; {seeds_to_decide(x, claim.target, further) or 'no number of'} seeds would decide it"
+            enough = seeds_to_decide(x, claim.target, further)
+            why += f"; {enough} seeds would decide it" if enough else "; 1,000 seeds would not decide it"
         elif claim.kind == "points" and claim.paper and mean.low < 0 < mean.high:
             why += "; the sign is not shown"
     ours, low, high = (10.0**part if log else part for part in (mean.mean, mean.low, mean.high))
