@@ -7,6 +7,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 
 from ._device import pick_device
 from ._files import check_ending
@@ -128,13 +129,14 @@ def prune_stored(add):
             masks = fit_masks(model, scores, rate, multiple_of, options.budget)
         else:
             masks = keep_masks(scores, rate, multiple_of)
-        small = prune(model, masks)
+        small, size = prune(model, masks), check_size(model.metadata.get("image_size", 224))
         if options.fold_bias:
-            small = fold_bias(model, small, masks, check_size(model.metadata.get("image_size", 224)))
+            small = fold_bias(model, small, masks, size)
         about = model.metadata | {"pruned": {"rate": rate, "criterion": options.criterion}}
         about.pop("accuracy", None)  # that was the whole network's
         save_model(small, options.out, **about)
-        for name, count in (("parameters", count_parameters), ("FLOPs at 224 px", count_flops)):
+        counts = {"parameters": count_parameters, f"FLOPs at {size} px": partial(count_flops, image_size=size)}
+        for name, count in counts.items():
             print(f"{name}: {count(model):,} -> {count(small):,} ({count(small) / count(model) - 1:+.1%})")
         print("widths:", *(int(mask.sum()) for mask in masks))
         print(f"written: {options.out}{'' if options.fold_bias else '; fine-tune it before use'}")

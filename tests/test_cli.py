@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import ROOT, lively, same_tensors
 
-from mnv3nb import DENSE_WIDTHS, count_parameters, keep_masks, load_model, prune, save_model, score, train
+from mnv3nb import DENSE_WIDTHS, count_flops, count_parameters, keep_masks, load_model, prune, save_model, score, train
 from mnv3nb.__main__ import COMMANDS, main
 from mnv3nb.deployment.bias import fold_bias
 from mnv3nb.deployment.widths import fit_masks
@@ -54,6 +54,7 @@ def test_prune_writes_the_network_that_the_functions_give(stored, tmp_path, caps
     assert "accuracy" not in small.metadata  # nobody has measured it
     printed = capsys.readouterr().out
     assert f"4,215,130 -> {count_parameters(small):,}" in printed and f"written: {out}" in printed
+    assert f"FLOPs at 32 px: {count_flops(model, 32):,} -> {count_flops(small, 32):,}" in printed
     assert f"widths: {' '.join(map(str, small.widths))}" in printed
 
 
