@@ -98,7 +98,7 @@ def rate_curve(
 
 
 def _draw_differences(ax: Axes, found: DataFrame, published: DataFrame) -> None:
-    look, seeds = LOOKS["fine-tuned"], max(map(len, found.each))
+    look, seeds = LOOKS["fine-tuned"], sorted({len(values) for values in found.each})
     each = found.explode("each")
     ax.plot(100 * each.rate, each.each, "o", color=look["color"], alpha=0.3, markersize=5)
     spread = np.nan_to_num([found.difference - found.low, found.high - found.difference])
@@ -108,7 +108,7 @@ def _draw_differences(ax: Axes, found: DataFrame, published: DataFrame) -> None:
     if len(published):
         theirs = published["accuracy_pct"] - published["accuracy_pct"].iloc[0]
         ax.plot(100 * published["rate"], theirs, **PAPER | {"label": "paper, against its unpruned network"})
-    bars = f"mean of {seeds} seeds, 95 % interval" if seeds > 1 else "one seed"
+    bars = "one seed" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds; bars: 95 % interval"
     ax.set(ylabel="accuracy − fair baseline (points)", title=f"after fine-tuning, paired by seed ({bars})")
 
 
