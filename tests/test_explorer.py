@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import ROOT
 
 from mnv3nb import count_flops, count_parameters, keep_masks, prune, score, threshold
-from mnv3nb.experiments.profiles import SMOKE
+from mnv3nb.experiments.profiles import SMOKE, get_profile
 from mnv3nb.experiments.runs import Runs
 from mnv3nb.explorer import Explorer
-from mnv3nb.plots.picture import score_bins
-from mnv3nb.report.explorer_page import cost_tables, explorer_page, network_cost
+from mnv3nb.plots.picture import STAGES, score_bins
+from mnv3nb.report.explorer_page import cost_tables, explorer_data, explorer_page, network_cost
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,11 @@ def test_the_pages_numbers_are_the_modules():
     recorded = chosen["accuracies"]["1"]
     assert recorded["fine-tuned"]["50"] == 100 * half.accuracy
     assert recorded["folded"]["50"] == 100 * half.result["accuracy_folded"]
+
+
+def test_the_sites_page_shows_recorded_accuracies_and_needs_neither_data_nor_training(monkeypatch, tmp_path):
+    monkeypatch.setattr("mnv3nb.experiments.runs.train", None)
+    profile = replace(get_profile("cifar"), criteria=("gamma_sparsity",))
+    data = explorer_data(Runs(tmp_path, ROOT / "results", progress=False), profile)
+    recorded = data["criteria"]["gamma_sparsity"]["accuracies"][1]
+    assert all({0, 50} <= set(recorded[stage]) for stage in STAGES)

@@ -91,7 +91,9 @@ def explorer_page(runs: Runs, profile: Profile, seed: int = 0) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="write the explorer as one HTML file")
-    parser.add_argument("--profile", default="digits", choices=PROFILES)
+    parser.add_argument(
+        "--profile", default="cifar", choices=PROFILES, help="default: the recorded one, nothing is trained"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="explorer.html")
     options = parser.parse_args()
