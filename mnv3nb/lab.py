@@ -51,7 +51,7 @@ class Lab:
     ) -> list[Run]:
         """The runs of an experiment (a key of EXPERIMENTS) for every seed or for `seed`, or of configs.
 
-        Trains only what is missing; of a `recorded` profile, nothing: a line displayed then names what is not there.
+        Trains only what is missing; of a `recorded` profile nothing: a line displayed names what is planned and absent.
         `model=True`: with their networks, which a recorded run may come without.
         """
         if isinstance(what, str):
@@ -68,7 +68,8 @@ class Lab:
 
     def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
         found = {config: self.runs.find(config, model) for config in configs}
-        if missing := [config for config, run in found.items() if run is None]:
+        planned = self.p.planned()  # what nobody means to train is not missed
+        if missing := [config for config, run in found.items() if run is None and config in planned]:
             text = f"not recorded yet: {'; '.join(config.label for config in missing[:4])}"
             text += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
             display(Markdown(f"*{text}* (`python -m mnv3nb grid --profile {self.p.name}` trains what is missing)"))

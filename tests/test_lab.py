@@ -183,8 +183,11 @@ def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_tra
     lab = Lab("smoke")
     lab.p = replace(lab.p, recorded=True)
     monkeypatch.setattr(module, "run_grid", None)
-    absent = [lab.p.sparse_run(seed=seed) for seed in range(90, 96)]
-    assert [found.key for found in lab.run([*absent, run.config])] == [run.key]
+    absent = [config for config in lab.p.experiment("fig6") if config != run.config]
+    absent += [lab.p.pruned_run(0.5, criterion=name) for name in ("l1", "gamma")]
+    unplanned = lab.p.sparse_run(seed=90)
+    assert len(absent) == 6
+    assert [found.key for found in lab.run([unplanned, *absent, run.config])] == [run.key]
     text = displayed[-1].data
     assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
     assert "`python -m mnv3nb grid --profile smoke`" in text
