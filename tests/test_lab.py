@@ -181,14 +181,11 @@ def test_an_unknown_profile_or_experiment_is_named_with_its_nearest():
 def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_trained(displayed, run, monkeypatch):
     monkeypatch.setenv("MNV3NB_HOME", str(run.folder.parent.parent))
     lab = Lab("smoke")
-    lab.p = replace(lab.p, recorded=True)
+    lab.p = replace(lab.p, recorded=True, plan=(("fig6", (90,)), ("squeeze", (90,))))
     monkeypatch.setattr(module, "run_grid", None)
-    absent = [config for config in lab.p.experiment("fig6") if config != run.config]
-    absent += [lab.p.pruned_run(0.5, criterion=name) for name in ("l1", "gamma")]
-    unplanned = lab.p.sparse_run(seed=90)
-    assert len(absent) == 6
+    absent, unplanned = lab.p.planned(), lab.p.sparse_run(seed=91)
     assert [found.key for found in lab.run([unplanned, *absent, run.config])] == [run.key]
     text = displayed[-1].data
-    assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
+    assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and f"and {len(absent) - 4} more" in text
     assert "`python -m mnv3nb grid --profile smoke`" in text
     assert lab.run(run.config)[0].key == run.key and displayed[-1].data == text
