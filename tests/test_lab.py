@@ -181,11 +181,19 @@ def test_an_unknown_profile_or_experiment_is_named_with_its_nearest():
 def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_trained(displayed, run, monkeypatch):
     monkeypatch.setenv("MNV3NB_HOME", str(run.folder.parent.parent))
     lab = Lab("smoke")
-    lab.p = replace(lab.p, recorded=True, plan=(("fig6", (90,)), ("squeeze", (90,))))
+    lab.p = replace(lab.p, recorded=True)
     monkeypatch.setattr(module, "run_grid", None)
-    absent, unplanned = lab.p.planned(), lab.p.sparse_run(seed=91)
-    assert [found.key for found in lab.run([unplanned, *absent, run.config])] == [run.key]
+    absent = [lab.p.sparse_run(seed=seed) for seed in range(90, 96)]
+    assert [found.key for found in lab.run([*absent, run.config])] == [run.key]
     text = displayed[-1].data
-    assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and f"and {len(absent) - 4} more" in text
+    assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
     assert "`python -m mnv3nb grid --profile smoke`" in text
     assert lab.run(run.config)[0].key == run.key and displayed[-1].data == text
+
+
+def test_of_an_experiment_of_a_recorded_profile_only_what_is_planned_is_missed(displayed, monkeypatch, tmp_path):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    lab = Lab("smoke", seed=3)
+    lab.p = replace(lab.p, recorded=True, plan=(("fig6", (0,)), ("baseline", (1,))))
+    assert lab.run("fig6") == []  # of seed 3, like 1, the plan has two of five λ
+    assert displayed[-1].data.count("seed 3") == 2 and "more" not in displayed[-1].data

@@ -350,8 +350,8 @@ def test_targets_that_cannot_be_met_name_the_nearest_that_can(job):
 
 def test_a_choice_by_accuracy_is_made_on_training_images_that_are_not_trained_on(job, photos, monkeypatch, capsys):
     """And the accuracy on test images is never asked for."""
-    monkeypatch.setattr(slimming, "write_results", lambda *_: None)
-    seen = []
+    written, seen = [], []
+    monkeypatch.setattr(slimming, "write_results", lambda *given: written.append(given[-1]))
 
     def watched(model, name, data):
         seen.append(data)
@@ -363,6 +363,7 @@ def test_a_choice_by_accuracy_is_made_on_training_images_that_are_not_trained_on
     for part in seen:
         assert len(part.train_images) == 144 and torch.equal(part.train_images, data.train_images[:144])
         assert torch.equal(part.test_images, data.train_images[144:])
+    assert [about["target"] for about in written] == ["max_drop 100"]
     held = len(data.train_images) - 144
     assert f"{held} training images are held out" in capsys.readouterr().err
 
