@@ -19,7 +19,7 @@ from support import TINY, child_of, same_tensors, timeless, tree
 
 from mnv3nb.__main__ import main
 from mnv3nb.experiments import cluster
-from mnv3nb.experiments.cluster import ALONE, check_versions, connect, keep, versions, work
+from mnv3nb.experiments.cluster import check_versions, connect, keep, versions, work
 from mnv3nb.experiments.config import RunConfig
 from mnv3nb.experiments.grid import run_grid
 from mnv3nb.experiments.runs import Runs
@@ -186,15 +186,6 @@ def test_data_that_a_worker_lacks_or_has_otherwise_are_named(configs, tmp_path):
         work(configs[0], "0123456789ab", runs, mark, versions(), None)
     with pytest.raises(ValueError, match=r"versions differ: worker on .* has torch .*, here 1\.0"):
         work(configs[0], configs[0].key, runs, mark, versions() | {"torch": "1.0"}, None)
-
-
-def test_two_runs_at_once_in_one_process_are_refused_and_the_next_is_not(configs, tmp_path):
-    """They would draw from one random state."""
-    runs = Runs(tmp_path, tmp_path / "none", progress=False)
-    with ALONE, pytest.raises(ValueError, match=r"worker on .* two runs at once.*--nthreads 1"):
-        run_grid(runs, configs[:1], Fake(lambda function, *args: function(*args)))
-    assert not names(tmp_path)
-    assert len(run_grid(runs, configs[:1], Fake(lambda function, *args: function(*args)))) == 1
 
 
 def test_a_run_whose_workers_keep_dying_does_not_stop_the_others(configs, reference, tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import platform
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -18,7 +17,6 @@ from .runs import Runs
 from .store import FILES, Run, lock_run, open_folder, read_run
 
 Files = dict[str, bytes]  # the files of a run, by name
-ALONE = threading.Lock()  # of the run that this process trains: two would draw from one random state
 
 
 class Courier:
@@ -46,12 +44,10 @@ class Courier:
 def work(config: RunConfig, key: str, runs: Runs, mark: Path, wanted: dict, parent: Files | None) -> Run | Files | None:
     """What a worker does: trains or resumes the run in the caller's folder or, not seeing it, in its own: then its files.
 
-    None: the parent's files are needed. Raises ValueError or FileNotFoundError for other versions or data there, or a second run.
+    None: the parent's files are needed. Raises ValueError or FileNotFoundError for other versions or data there.
     """
     place = f"worker on {socket.gethostname()}"
     check_versions({place: versions()}, wanted)
-    if not ALONE.acquire(blocking=False):
-        raise ValueError(f"{place} was given two runs at once: start workers of one thread, `dask worker --nthreads 1`")
     try:
         if config.key != key:
             raise ValueError(f"{place}: {config.dataset} holds other images than where the grid was started; copy it")
@@ -65,8 +61,6 @@ def work(config: RunConfig, key: str, runs: Runs, mark: Path, wanted: dict, pare
             return _pack(Runs(None, sent, runs.device, progress=False).run(config, model=True))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{place}: {error}") from error
-    finally:
-        ALONE.release()
 
 
 def keep(runs: Runs, config: RunConfig, files: Files) -> Run:
