@@ -66,12 +66,17 @@ def stage(source: Path, profile: str, repository: str | None) -> None:
         else:
             copy.write_text(copy.read_text().replace("](docs/", "]("))
     for page in pages():
-        for link in LINK.findall((source / page.relative_to(ROOT)).read_text()):
+        staged = source / page.relative_to(ROOT)
+        for link in LINK.findall(staged.read_text()):
             target = (page.parent / link).resolve()
             copy = source / target.relative_to(ROOT) if target.is_relative_to(ROOT) else None
             if copy and target.is_file() and not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(target, copy)
+            if copy and target.is_dir():  # a site has no listings of folders
+                index = next(folder for folder in (target, *target.parents) if (folder / "README.md").is_file())
+                address = os.path.relpath(index / "README.md", page.parent)
+                staged.write_text(staged.read_text().replace(f"]({link})", f"]({address})"))
     (source / "api").mkdir()
     for storey in STOREYS:
         (source / "api" / f"{storey}.md").write_text(api_page(storey))

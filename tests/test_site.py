@@ -41,9 +41,13 @@ def test_every_page_that_the_contents_name_is_there_and_every_page_is_named(stag
 
 
 def test_every_link_of_every_page_leads_to_a_file_of_the_site(staged, build):
-    for page in staged.rglob("*.md"):
-        for link in build.LINK.findall(page.read_text()):
-            assert (page.parent / link).exists(), f"{page.relative_to(staged)}: {link}"
+    texts = {page: page.read_text() for page in staged.rglob("*.md")}
+    for page in staged.rglob("*.ipynb"):
+        cells = json.loads(page.read_text())["cells"]
+        texts[page] = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    for page, text in texts.items():
+        for link in build.LINK.findall(text):
+            assert (page.parent / link).is_file(), f"{page.relative_to(staged)}: {link}"
 
 
 def test_the_first_picture_of_either_readme_leads_to_the_explorer(staged):
