@@ -20,7 +20,7 @@ from ..experiments.profiles import get_profile
 from ..experiments.runs import Runs
 from ..experiments.store import Run, read_run
 from .claims import questions
-from .measures import accuracy, collapse, dead_share, largest_jump, run_table, table_2
+from .measures import HALF, accuracy, collapse, dead_share, kept_widths, largest_jump, run_table, table_2
 from .statistics import VERDICTS, paired_differences
 from .verdicts import counts, judged, reproduction, shown
 
@@ -102,12 +102,22 @@ def questions_seen(root: Path) -> str:
 def regime(root: Path) -> str:
     """λ's regime, per seed: how many filters are dead, where the threshold jumps, where the network breaks."""
     rows = [("paper", "40 to 50", *map(number, largest_jump(paper.TABLE_2)), "60 to 70", "not said")]
-    for run in [*_found(root, "table2"), *_found(root, "table6")]:
-        if run.config.prune is None:
-            jump, (rate, block) = largest_jump(table_2(run)), collapse(run)
-            rows.append((run.config.label, number(dead_share(run)), *map(number, jump), number(rate), block))
+    for run in _sparse_trained(root):
+        jump, (rate, block) = largest_jump(table_2(run)), collapse(run)
+        rows.append((run.config.label, number(dead_share(run)), *map(number, jump), number(rate), block))
     columns = ["", "dead filters, %", "jump, decades", "at rate, %", "first block empty at, %", "which block"]
     return markdown(pd.DataFrame(rows, columns=columns))
+
+
+def widths_left(root: Path) -> str:
+    """Table 5 of every sparse-trained network: the widths that pruning half of its filters leaves."""
+    table = paper.TABLE_5.rename(columns={"before": "dense", "after": "paper"})
+    return markdown(table.assign(**{run.config.label: kept_widths(run, HALF) for run in _sparse_trained(root)}))
+
+
+def _sparse_trained(root: Path) -> list[Run]:
+    """The recorded networks that the profile's λ has made sparse, of both data sets."""
+    return [run for name in ("table2", "table6") for run in _found(root, name) if run.config.prune is None]
 
 
 def pilots(root: Path) -> str:
@@ -134,11 +144,13 @@ def differences(experiment: str, by: str, baseline: float | str, root: Path) -> 
     found = paired_differences(table, by, baseline).set_index(by)
     columns = ACCURACIES | {"parameters_m": "parameters, M"}
     text = table.groupby(by)[list(columns)].mean().loc[found.index].map(number).rename(columns=columns)
-    text[f"− {baseline}, points"] = found.difference.map("{:+.2f}".format)
+    text["difference, points"] = found.difference.map("{:+.2f}".format)
     text["± (95 %)"] = found.half.map(number)
     text["by seed"] = found.each.map(lambda values: " ".join(f"{value:+.2f}" for value in values))
     text["beyond noise"] = ((found.low > 0) | (found.high < 0)).map({True: "yes", False: "no"}).where(found.n > 1, "–")
-    return markdown(text.reset_index())
+    if by == "rate":
+        text.index = text.index.map("{:.0%}".format)
+    return markdown(text.rename_axis(by).reset_index())
 
 
 def missing(root: Path) -> str:
@@ -214,6 +226,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "claims": claims_seen,
     "questions": questions_seen,
     "regime": regime,
+    "widths": widths_left,
     "rates": partial(differences, "table3", "rate", 0.0),
     "rates_cifar100": partial(differences, "table6", "rate", 0.0),
     "criteria": partial(differences, "table4", "criterion", "gamma_sparsity"),
