@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -62,7 +62,10 @@ def learning_curves(histories: Mapping[str, DataFrame | list[dict]]) -> Figure:
     error.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set(xlabel="epoch", ylabel="training cross-entropy (nats)", yscale="log")
     error.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
-    error.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+    for ax in (loss, error):
+        ax.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 3, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
     fig.legend(*loss.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
@@ -125,6 +128,8 @@ def criteria_chart(table: DataFrame, differences: DataFrame, baseline: str = "ga
     gap, y = table.accuracy_pct - table.seed.map(base), table.criterion.map(dict(zip(order.criterion, order.index)))
     extents = gap.abs().groupby(table.criterion).max()
     limit = 1.15 * max(extents[extents <= 4 * extents.median()].max(), 0.1)
+    reach = np.nanmin([gap.min(), order.low.min()]), np.nanmax([gap.max(), order.high.max()])
+    low, high = np.clip(1.15 * np.array(reach), (-limit, 0.15 * limit), (-0.15 * limit, limit))
     fig = Figure(figsize=(10, 1.6 + 0.42 * len(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.5, 1))
     color, near = LOOKS["fine-tuned"]["color"], order.difference.abs() <= limit
@@ -132,9 +137,9 @@ def criteria_chart(table: DataFrame, differences: DataFrame, baseline: str = "ga
     spread = np.nan_to_num([order.difference - order.low, order.high - order.difference])
     left.errorbar(order.difference[near], order.index[near], xerr=spread[:, near], fmt="D", color=color, capsize=4)
     for row, value in order.difference[~near].items():
-        edge, align, text = (-limit, "left", " ◂ {:+.1f}") if value < 0 else (limit, "right", "{:+.1f} ▸ ")
-        left.text(edge, row, text.format(value), ha=align, va="center", color=color)
-    for edge, marker, beyond in ((-limit, "<", order.low < -limit), (limit, ">", order.high > limit)):
+        edge, align, text = (low, "left", " ◂ −{:.1f}") if value < 0 else (high, "right", "+{:.1f} ▸ ")
+        left.text(edge, row, text.format(abs(value)), ha=align, va="center", color=color)
+    for edge, marker, beyond in ((low, "<", order.low < low), (high, ">", order.high > high)):
         rows = order.index[near & beyond]  # an interval that goes on beyond the axis
         left.plot([edge] * len(rows), rows, marker, color=color, clip_on=False)
     left.axvline(0, color="0.4", linewidth=1)
@@ -142,7 +147,7 @@ def criteria_chart(table: DataFrame, differences: DataFrame, baseline: str = "ga
         means = table.groupby("criterion")[column].mean()[order.criterion]
         right.plot(means, order.index, linestyle="none", **LOOKS[entity])
     name = CRITERION_LABELS.get(baseline, baseline)
-    left.set(xlabel=f"accuracy − accuracy of {name} (points)", xlim=(-limit, limit))
+    left.set(xlabel=f"accuracy − accuracy of {name} (points)", xlim=(low, high))
     left.set_yticks(order.index, order.criterion.replace(CRITERION_LABELS))
     right.set(xlabel="test accuracy (%)", xlim=(0, 103))
     fig.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3)
