@@ -130,7 +130,8 @@ def pilots(root: Path) -> str:
             "λ": train.lam,
             "images that judge": f"{run.config.holdout:,} held out" if run.config.holdout else "test",
         }
-        row |= {"accuracy, %": accuracy(run), "dead filters, %": dead_share(run), "jump, decades": jump[0]}
+        row |= {"accuracy, %": accuracy(run), "of training images, %": 100 * run.history[-1]["train_accuracy"]}
+        row |= {"dead filters, %": dead_share(run), "jump, decades": jump[0]}
         rows.append(row | {"at rate, %": jump[1], "run": run.key})
     table = pd.DataFrame(rows)
     return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell)) if rows else NOTHING
