@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -18,7 +19,7 @@ from mnv3nb.experiments.config import PruneConfig, RunConfig
 from mnv3nb.experiments.grid import processes, run_grid
 from mnv3nb.experiments.runs import Runs
 
-RUNS = int(os.environ.get("MNV3NB_BENCH_RUNS", "1000"))
+RUNS, ROUNDS = int(os.environ.get("MNV3NB_BENCH_RUNS", "1000")), 5
 CORES = os.cpu_count() or 1
 
 
@@ -46,24 +47,30 @@ def seconds(folder, configs: list[RunConfig], executor) -> float:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize(("name", "pool"), [("Dask", dask_workers), ("ProcessPoolExecutor", processes)])
-def test_a_grid_of_tiny_runs(benchmark, record, tmp_path, name, pool, workers):
+def test_a_grid_of_tiny_runs(record, tmp_path, name, pool, workers):
     torch.set_num_threads(1)
-    configs, few = children(RUNS + 5 * workers), max(3, RUNS // 20)
+    share, few, times = RUNS // ROUNDS, max(3, RUNS // 100), []
+    configs, warm = children(share * ROUNDS), children(share * ROUNDS + 5 * workers)[share * ROUNDS :]
     Runs(tmp_path, tmp_path / "none", progress=False).run(configs[0].parent)
     shutil.copytree(tmp_path, tmp_path / "here", ignore=shutil.ignore_patterns("here"))
-    alone = seconds(tmp_path / "here", configs[:few], None) / few
     with pool(workers) as executor:
-        seconds(tmp_path, configs[RUNS:], executor)  # the workers load torch and the data
-        wall = benchmark.pedantic(seconds, (tmp_path, configs[:RUNS], executor), rounds=1)
-    busy = wall * min(workers, CORES) / RUNS
+        seconds(tmp_path, warm, executor)  # the workers load torch and the data
+        for start in range(0, len(configs), share):  # in turns: the machine's speed changes within minutes
+            alone = seconds(tmp_path / "here", configs[start : start + few], None) / few
+            wall = seconds(tmp_path, configs[start : start + share], executor)
+            times.append((1000 * alone, 1000 * wall * min(workers, CORES) / share))
+    alone, busy = np.array(times).T
+    low, middle, high = np.quantile(alone / busy, [0.25, 0.5, 0.75])
     record(
         "grids",
         executor=name,
         workers=workers,
-        runs=RUNS,
-        alone_ms=round(1000 * alone),
-        ms_per_run=round(1000 * busy),
-        overhead_ms=round(1000 * (busy - alone)),
-        efficiency=round(alone / busy, 2),
+        runs=len(configs),
+        alone_ms=round(np.median(alone)),
+        ms_per_run=round(np.median(busy)),
+        overhead_ms=round(np.median(busy - alone)),
+        efficiency=round(middle, 2),
+        low=round(low, 2),
+        high=round(high, 2),
         threads=1,
     )
