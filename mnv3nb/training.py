@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._device import fast_forward, pick_device
+from ._device import Replayed, fast_forward, pick_device
 from ._progress import Progress
 from ._tensors import restore, snapshot
 from .blocks import batch_norms, blocks
@@ -85,8 +85,10 @@ def train(
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
     data = dataset.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type != "mps")
-    history = list(history or [])
+    cuda = device.type == "cuda"
+    lr = torch.tensor(config.lr, device=device) if cuda else config.lr  # a graph reads it where it lies
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=device.type != "mps", capturable=cuda)
+    step, history = _Step(model, optimizer, config), list(history or [])
     if state is not None:
         restore(model, optimizer, state)
     else:
@@ -97,7 +99,7 @@ def train(
     with Progress(label, config.epochs, _steps(data, config), len(history) - 1, progress) as bar:
         for epoch in range(len(history), config.epochs + 1):
             began = time.perf_counter()
-            row = _train_epoch(model, optimizer, data, config, epoch, bar)
+            row = _train_epoch(step, data, epoch, bar)
             row["test_accuracy"] = evaluate(model, data.test_images, data.test_labels, config.image_size)
             history.append(row | {"seconds": time.perf_counter() - began})
             if on_epoch:
@@ -106,33 +108,70 @@ def train(
     return history
 
 
-def _train_epoch(model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar: Progress) -> dict:
-    device, steps = next(model.parameters()).device, _steps(data, config)
+def _train_epoch(step: "_Step", data: Dataset, epoch: int, bar: Progress) -> dict:
+    model, config, steps = step.model, step.config, _steps(data, step.config)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    loss_sum, correct = torch.zeros(2, device=device)
-    first_bad = torch.full((), steps, device=device)  # step of the first bad loss, kept on the device: no sync
-    model.train()
+    step.start()
     source = batches(data, config.batch_size, generator, config.augment)
-    for step, (images, labels) in enumerate(read_ahead(source) if data.mapped else source):
-        lr = optimizer.param_groups[0]["lr"] = learning_rate(config, (epoch - 1) * steps + step, steps)
-        with fast_forward(device):
-            logits = model(to_input(images.to(device), config.image_size))
+    for number, (images, labels) in enumerate(read_ahead(source) if data.mapped else source):
+        lr = learning_rate(config, (epoch - 1) * steps + number, steps)
+        step(images, labels, lr)
+        bar.step_done()
+    loss, correct, good = step.sums()
+    _check_finite(model, config, epoch, steps, int(good))
+    seen = min(len(data.train_images), steps * config.batch_size)
+    return {"epoch": epoch, "lr": lr, "train_loss": loss / seen, "train_accuracy": correct / seen}
+
+
+class _Step:
+    """One step of training, and what is summed over an epoch's: on the device, so that no step waits for the CPU."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig):
+        self.model, self.optimizer, self.config = model, optimizer, config
+        self.device = next(model.parameters()).device
+        self.loss, self.correct, self.good = torch.zeros(3, device=self.device)  # good: steps before a bad loss
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.run, self.places = None, []
+
+    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> None:
+        group = self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+        self.run(images.to(self.device), labels)
+
+    def start(self) -> None:
+        """To be called before an epoch: what was recorded holds as long as no tensor of the network has moved."""
+        self.model.train()
+        places = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
+        if places != self.places:
+            self.run, self.places = Replayed(self._run, self.device), places
+
+    def sums(self) -> tuple[float, float, float]:
+        """Summed loss, images classified correctly and steps before the first bad loss, since the last call."""
+        sums = float(self.loss), float(self.correct), float(self.good)
+        for counter in (self.loss, self.correct, self.good):
+            counter.zero_()
+        return sums
+
+    def _run(self, images: Tensor, labels: Tensor) -> None:
+        config = self.config
+        with fast_forward(self.device):
+            logits = self.model(to_input(images, config.image_size))
             loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.lam and config.penalty != "proximal":
-            add_gamma_penalty(model, config.lam, config.penalty, config.penalized)
-        optimizer.step()
-        if config.lam and config.penalty == "proximal":
-            _shrink_gammas(model, lr * config.lam, config.penalized)
+            add_gamma_penalty(self.model, config.lam, config.penalty, config.penalized)
+        self.optimizer.step()
         with torch.no_grad():
-            loss_sum += loss * len(labels)
-            correct += (logits.argmax(1) == labels).sum()
-            first_bad = torch.where(torch.isfinite(loss), first_bad, torch.clamp(first_bad, max=step))
-        bar.step_done()
-    _check_finite(model, config, epoch, steps, int(first_bad))
-    seen = min(len(data.train_images), steps * config.batch_size)
-    return {"epoch": epoch, "lr": lr, "train_loss": float(loss_sum) / seen, "train_accuracy": float(correct) / seen}
+            if config.lam and config.penalty == "proximal":
+                _shrink_gammas(self.model, self.optimizer.param_groups[0]["lr"] * config.lam, config.penalized)
+            self.loss += loss * len(labels)
+            self.correct += (logits.argmax(1) == labels).sum()
+            self.finite &= torch.isfinite(loss)
+            self.good += self.finite
 
 
 @torch.no_grad()
@@ -192,15 +231,15 @@ def _penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _shrink_gammas(model: nn.Module, amount: float, penalized: str) -> None:
+def _shrink_gammas(model: nn.Module, amount: float | Tensor, penalized: str) -> None:
     for gamma in _penalized_gammas(model, penalized):
-        gamma.copy_(F.softshrink(gamma, amount))
+        gamma -= gamma.clamp(-amount, amount)
 
 
-def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, first_bad: int) -> None:
+def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, good: int) -> None:
     gammas = [bn.weight for bn in batch_norms(model) if bn.weight is not None]
-    if first_bad < steps or not all(bool(gamma.isfinite().all()) for gamma in gammas):
-        step = min(first_bad, steps - 1)
+    if good < steps or not all(bool(gamma.isfinite().all()) for gamma in gammas):
+        step = min(good, steps - 1)
         lr = learning_rate(config, (epoch - 1) * steps + step, steps)
         where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
         raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")

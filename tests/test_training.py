@@ -8,6 +8,7 @@ import torch
 from support import TINY, fresh, same_tensors, timeless
 
 from mnv3nb import Dataset, MobileNetV3Large, evaluate, reestimate_batchnorm, train
+from mnv3nb._device import Replayed
 from mnv3nb._tensors import load_tensors, save_tensors
 from mnv3nb.blocks import batch_norms
 from mnv3nb.data import batches, to_input
@@ -196,3 +197,33 @@ def test_batchnorm_is_measured_anew_on_images_augmented_as_in_training(digits):
     wanted = stem(to_input(seen, 32)).mean((0, 2, 3))
     assert torch.allclose(norm.running_mean, wanted, atol=1e-4)
     assert not torch.allclose(norm.running_mean, stem(to_input(images, 32)).mean((0, 2, 3)), atol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("penalty", ["subgradient", "proximal"])
+def test_a_recorded_step_trains_as_one_that_is_called(tiny, monkeypatch, penalty):
+    config, replays = replace(TINY, epochs=6, lam=1e-2, lr=1e-3, penalty=penalty, augment="crop_flip"), []
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda g, f=torch.cuda.CUDAGraph.replay: replays.append(f(g)))
+    recorded, called = fresh(), fresh()
+    rows = train(recorded, tiny, config, device="cuda", progress=False)
+    assert replays
+    monkeypatch.setattr(Replayed, "FIRST", 10**9)
+    count = len(replays)
+    wanted = train(called, tiny, config, device="cuda", progress=False)
+    assert len(replays) == count
+    assert [row["lr"] for row in rows] == [row["lr"] for row in wanted]
+    for row, other in zip(rows[1:], wanted[1:]):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
+    for mine, theirs in zip(batch_norms(recorded), batch_norms(called)):
+        assert (mine.weight - theirs.weight).abs().max() < 2 * config.lr  # of 6 epochs' steps
+        assert mine.num_batches_tracked == theirs.num_batches_tracked
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_that_waits_for_the_gpu_is_called(tiny, capsys):
+    class Waits(MobileNetV3Large):
+        def forward(self, x):
+            return super().forward(x) * float(x.abs().max() > 0)
+
+    train(Waits(), tiny, replace(TINY, epochs=6), device="cuda", progress=False)
+    assert "cannot be recorded as a CUDA graph" in capsys.readouterr().err
