@@ -276,7 +276,7 @@ def test_blocks_are_true_for_all_some_and_no_runs(seeds, tmp_path, monkeypatch):
     pages.main()
     text = {name: block(tmp_path) for name, block in pages.BLOCKS.items() if name != "gallery"}
     assert "nan" not in " ".join(text.values())
-    for name in ("rates", "rates_cifar100", "criteria"):
+    for name in ("rates", "rates_cifar100", "criteria", "lambdas", "gpu_rates"):
         assert (text[name] == "Not recorded yet.") == (seeds == 0)
     assert (text["missing"] == "Nothing is missing.") == (seeds == 3) and ("--seed 1" in text["missing"]) == (seeds < 3)
     assert ("not recorded yet" in text["claims"]) and ("(3 seeds)" in text["claims"]) == (seeds == 3)
@@ -309,10 +309,15 @@ def test_the_pages_are_current():
         assert pages.filled(text, ROOT) == text, f"{page}: make readme"
 
 
-def test_the_recorded_report_is_of_the_recorded_runs():
+@pytest.mark.parametrize("profile", pages.REPORTS)
+def test_the_recorded_report_is_of_the_recorded_runs(profile):
     """But for claims that need networks and images."""
-    stored = [claim for claim in claims(CIFAR) if not claim.networks]
-    table = judged(stored, CIFAR, pages.recorded(ROOT), pages.ALL_SEEDS)[0]
-    written = pd.read_csv(ROOT / pages.REPORT).set_index(["source", "name"]).loc[list(zip(table.source, table.name))]
+    stored = [claim for claim in claims(get_profile(profile)) if not claim.networks]
+    table = judged(stored, get_profile(profile), pages.recorded(ROOT), pages.ALL_SEEDS)[0]
+    written = (
+        pd.read_csv(ROOT / pages.REPORTS[profile])
+        .set_index(["source", "name"])
+        .loc[list(zip(table.source, table.name))]
+    )
     assert written.n.tolist() == table.n.tolist() and written.verdict.tolist() == table.verdict.tolist(), "make readme"
     assert written.ours.tolist() == pytest.approx(table.ours.tolist(), nan_ok=True), "make readme"

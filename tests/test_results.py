@@ -14,7 +14,7 @@ from mnv3nb.experiments.store import other_formats, read_run
 
 RESULTS = ROOT / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))
-RECORDED = ("cifar",)  # profiles whose runs are shipped
+RECORDED = ("cifar", "gpu")  # profiles whose runs are shipped
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)

@@ -68,6 +68,7 @@ def test_the_names_of_runs_never_change():
     """Changing one would pass off old runs as missing, or worse, others as them. Raise FORMAT instead."""
     assert get_profile("cifar").sparse_run().key == "eca80e4fd4d3"
     assert get_profile("cifar").pruned_run(0.5).key == "f200cb8d5150"
+    assert get_profile("gpu").sparse_run().key == "a03fc651d62a"
     assert get_profile("digits").sparse_run().key == "8c701577c409"
 
 

@@ -1,6 +1,6 @@
 """The generated parts of README and of the pages in results/ and figures/: python -m mnv3nb.report.pages writes them.
 
-They say what the recorded runs of one profile say, and are true for any of them, or none.
+They say what the recorded runs of a profile say, and are true for any of them, or none.
 """
 
 import json
@@ -15,8 +15,8 @@ import pandas as pd
 from .. import paper
 from .._files import default_home, lookup, write_file
 from .._tables import markdown, number
-from ..experiments.profile import EXPERIMENTS
-from ..experiments.profiles import get_profile
+from ..experiments.profile import EXPERIMENTS, Profile
+from ..experiments.profiles import CIFAR, GPU
 from ..experiments.runs import Runs
 from ..experiments.store import Run, read_run
 from .claims import questions
@@ -25,8 +25,7 @@ from .statistics import VERDICTS, paired_differences
 from .verdicts import counts, judged, reproduction, shown
 
 PAGES = ("README.md", "README.zh-CN.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
-PROFILE = get_profile("cifar")
-REPORT = "results/report.csv"
+REPORTS = {"cifar": "results/report.csv", "gpu": "results/report_gpu.csv"}
 ALL_SEEDS = range(10)  # of which recorded runs are looked for
 NOTHING = "Not recorded yet."
 ACCURACIES = {
@@ -34,14 +33,17 @@ ACCURACIES = {
     "accuracy_folded_pct": "the same, folded, %",
     "accuracy_pct": "fine-tuned, %",
 }
+PRUNED = ACCURACIES | {"parameters_m": "parameters, M"}
+TRAINED = {"accuracy_pct": "accuracy, %", "dead_pct": "dead filters, %"}
 MACHINE = ["hardware", "threads", "python", "torch", "torchvision", "commit", "date", "cores", "system"]
 
 
 def main() -> None:
-    """Writes REPORT (with CIFAR-10's test images, for what stored networks are asked), then every block of PAGES."""
+    """Writes REPORTS (with CIFAR-10's test images, for what stored networks are asked), then every block of PAGES."""
     root = default_home()
-    table, _ = reproduction(PROFILE, recorded(root), ALL_SEEDS)
-    table.drop(columns=["missing", "remark"]).to_csv(root / REPORT, index=False)
+    for profile in (CIFAR, GPU):
+        table, _ = reproduction(profile, recorded(root), ALL_SEEDS)
+        table.drop(columns=["missing", "remark"]).to_csv(root / REPORTS[profile.name], index=False)
     for page in PAGES:
         write_file(root / page, filled((root / page).read_text(), root))
 
@@ -59,17 +61,17 @@ def recorded(root: Path) -> Runs:
 
 def half(root: Path) -> str:
     """The one table of README and its translation: the paper against ours at 50 %."""
-    table = pd.read_csv(root / REPORT)
+    table = pd.read_csv(root / REPORTS["cifar"])
     return markdown(shown(table[table.main & table.name.str.contains("50%|Table 5's")]))
 
 
-def verdict_counts(root: Path) -> str:
-    return markdown(counts(pd.read_csv(root / REPORT)).reset_index(names=""))
+def verdict_counts(profile: Profile, root: Path) -> str:
+    return markdown(counts(pd.read_csv(root / REPORTS[profile.name])).reset_index(names=""))
 
 
-def claims_seen(root: Path) -> str:
-    """The main claims, a sentence each, by verdict; all others are in REPORT."""
-    table, lines = pd.read_csv(root / REPORT), []
+def claims_seen(profile: Profile, root: Path) -> str:
+    """The main claims, a sentence each, by verdict; all others are in the profile's report."""
+    table, lines = pd.read_csv(root / REPORTS[profile.name]), []
     for verdict in VERDICTS[:3]:
         rows = table[table.main & (table.verdict == verdict)]
         lines += [
@@ -90,40 +92,42 @@ def _sentence(row) -> str:
     return f"- {row.source}: {row.name}: paper {sign}{number(row.paper)}, {ours}."
 
 
-def questions_seen(root: Path) -> str:
+def questions_seen(profile: Profile, root: Path) -> str:
     """What a reader asks beyond the paper, answered by intervals."""
-    table, _ = judged(questions(PROFILE), PROFILE, recorded(root), ALL_SEEDS)
+    table, _ = judged(questions(profile), profile, recorded(root), ALL_SEEDS)
     text = shown(table).drop(columns=["paper", "claim", "verdict"])
     text.insert(0, "is it so?", table.name)
     answers = dict(zip(VERDICTS, ("yes", "no", "undecided", "cannot be checked")))
     return markdown(text.assign(answer=table.verdict.map(answers), why=table.why))
 
 
-def regime(root: Path) -> str:
+def regime(profile: Profile, root: Path) -> str:
     """λ's regime, per seed: how many filters are dead, where the threshold jumps, where the network breaks."""
     rows = [("paper", "40 to 50", *map(number, largest_jump(paper.TABLE_2)), "60 to 70", "not said")]
-    for run in _sparse_trained(root):
+    for run in _sparse_trained(profile, root):
         jump, (rate, block) = largest_jump(table_2(run)), collapse(run)
         rows.append((run.config.label, number(dead_share(run)), *map(number, jump), number(rate), block))
     columns = ["", "dead filters, %", "jump, decades", "at rate, %", "first block empty at, %", "which block"]
     return markdown(pd.DataFrame(rows, columns=columns))
 
 
-def widths_left(root: Path) -> str:
+def widths_left(profile: Profile, root: Path) -> str:
     """Table 5 of every sparse-trained network: the widths that pruning half of its filters leaves."""
     table = paper.TABLE_5.rename(columns={"before": "dense", "after": "paper"})
-    return markdown(table.assign(**{run.config.label: kept_widths(run, HALF) for run in _sparse_trained(root)}))
+    return markdown(
+        table.assign(**{run.config.label: kept_widths(run, HALF) for run in _sparse_trained(profile, root)})
+    )
 
 
-def _sparse_trained(root: Path) -> list[Run]:
+def _sparse_trained(profile: Profile, root: Path) -> list[Run]:
     """The recorded networks that the profile's λ has made sparse, of both data sets."""
-    return [run for name in ("table2", "table6") for run in _found(root, name) if run.config.prune is None]
+    return [run for name in ("table2", "table6") for run in _found(profile, root, name) if run.config.prune is None]
 
 
-def pilots(root: Path) -> str:
+def pilots(profile: Profile, root: Path) -> str:
     """The trainings by which batch size, learning rate and λ were chosen."""
     rows = []
-    for run in _found(root, "pilot"):
+    for run in _found(profile, root, "pilot"):
         train, jump = run.config.train, largest_jump(table_2(run))
         row = {"epochs": train.epochs, "batch": train.batch_size, "rate of Adam": train.lr, "px": train.image_size}
         row |= {
@@ -137,13 +141,15 @@ def pilots(root: Path) -> str:
     return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell)) if rows else NOTHING
 
 
-def differences(experiment: str, by: str, baseline: float | str, root: Path) -> str:
-    """The pruned runs of an experiment, by group, and each group against the baseline's runs of the same seed."""
-    table = run_table(run for run in _found(root, experiment) if run.config.prune)
+def differences(
+    profile: Profile, root: Path, experiment: str, by: str, baseline: float | str, columns: dict[str, str]
+) -> str:
+    """The runs of an experiment by groups of column `by`, and each group against the baseline's runs of the same seed."""
+    table = run_table(_found(profile, root, experiment))
+    table = table if table.empty else table.dropna(subset=[by])
     if table.empty or baseline not in set(table[by]):
         return NOTHING
     found = paired_differences(table, by, baseline).set_index(by)
-    columns = ACCURACIES | {"parameters_m": "parameters, M"}
     text = table.groupby(by)[list(columns)].mean().loc[found.index].map(number).rename(columns=columns)
     text["difference, points"] = found.difference.map("{:+.2f}".format)
     text["± (95 %)"] = found.half.map(number)
@@ -154,13 +160,13 @@ def differences(experiment: str, by: str, baseline: float | str, root: Path) -> 
     return markdown(text.rename_axis(by).reset_index())
 
 
-def missing(root: Path) -> str:
+def missing(profile: Profile, root: Path) -> str:
     """The commands that train what the profile plans and nobody has recorded, in the plan's order."""
     runs, lines = recorded(root), []
-    for names, seed in ((names.split(","), seed) for names, seeds in PROFILE.plan for seed in seeds):
-        names = [name for name in names if not all(map(runs.find, PROFILE.experiment(name, seed)))]
+    for names, seed in ((names.split(","), seed) for names, seeds in profile.plan for seed in seeds):
+        names = [name for name in names if not all(map(runs.find, profile.experiment(name, seed)))]
         if names:
-            lines.append(f"    python -m mnv3nb grid --profile {PROFILE.name} --only {','.join(names)} --seed {seed}")
+            lines.append(f"    python -m mnv3nb grid --profile {profile.name} --only {','.join(names)} --seed {seed}")
     return "\n".join(lines) or "Nothing is missing."
 
 
@@ -179,9 +185,9 @@ def all_runs(root: Path) -> str:
     return markdown(table.map(lambda cell: number(cell) if isinstance(cell, float) else cell))
 
 
-def _found(root: Path, experiment: str) -> list[Run]:
+def _found(profile: Profile, root: Path, experiment: str) -> list[Run]:
     """The recorded runs of an experiment, all seeds."""
-    configs = [config for seed in ALL_SEEDS for config in EXPERIMENTS[experiment](PROFILE, seed)]
+    configs = [config for seed in ALL_SEEDS for config in EXPERIMENTS[experiment](profile, seed)]
     return [run for config in dict.fromkeys(configs) if (run := recorded(root).find(config))]
 
 
@@ -221,22 +227,27 @@ def csv_table(name: str, root: Path) -> str:
     return markdown(table.drop(columns=MACHINE, errors="ignore")) + f"\n\n({machine})" * bool(machine)
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "half": half,
+OF_A_PROFILE: dict[str, Callable[[Profile, Path], str]] = {
     "counts": verdict_counts,
     "claims": claims_seen,
     "questions": questions_seen,
     "regime": regime,
     "widths": widths_left,
-    "rates": partial(differences, "table3", "rate", 0.0),
-    "rates_cifar100": partial(differences, "table6", "rate", 0.0),
-    "criteria": partial(differences, "table4", "criterion", "gamma_sparsity"),
+    "rates": partial(differences, experiment="table3", by="rate", baseline=0.0, columns=PRUNED),
+    "rates_cifar100": partial(differences, experiment="table6", by="rate", baseline=0.0, columns=PRUNED),
+    "criteria": partial(differences, experiment="table4", by="criterion", baseline="gamma_sparsity", columns=PRUNED),
+    "lambdas": partial(differences, experiment="fig6", by="lam", baseline=0.0, columns=TRAINED),
     "pilots": pilots,
     "missing": missing,
+}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "half": half,
     "runs": all_runs,
     "gallery": gallery,
     "deployed": partial(csv_table, "cifar/latency_accuracy.csv"),
 }
+BLOCKS |= {name: partial(block, CIFAR) for name, block in OF_A_PROFILE.items()}
+BLOCKS |= {f"gpu_{name}": partial(block, GPU) for name, block in OF_A_PROFILE.items()}
 BLOCKS |= {
     name: partial(csv_table, f"bench/{name}.csv")
     for name in ("speed", "growth", "step", "grids", "large_data", "torchvision")
