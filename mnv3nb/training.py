@@ -117,19 +117,20 @@ def _train_epoch(step: "_Step", data: Dataset, epoch: int, bar: Progress) -> dic
         lr = learning_rate(config, (epoch - 1) * steps + number, steps)
         step(images, labels, lr)
         bar.step_done()
-    loss, correct, good = step.sums()
+    loss, correct, good = step.totals.tolist()
+    step.totals.zero_()
     _check_finite(model, config, epoch, steps, int(good))
     seen = min(len(data.train_images), steps * config.batch_size)
     return {"epoch": epoch, "lr": lr, "train_loss": loss / seen, "train_accuracy": correct / seen}
 
 
 class _Step:
-    """One step of training, and what is summed over an epoch's: on the device, so that no step waits for the CPU."""
+    """One step of training, and what an epoch's add up to: on the device, so that no step waits for the CPU."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig):
         self.model, self.optimizer, self.config = model, optimizer, config
         self.device = next(model.parameters()).device
-        self.loss, self.correct, self.good = torch.zeros(3, device=self.device)  # good: steps before a bad loss
+        self.totals = torch.zeros(3, device=self.device)  # loss, correct images, steps before the first bad loss
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         self.run, self.places = None, []
 
@@ -148,13 +149,6 @@ class _Step:
         if places != self.places:
             self.run, self.places = Replayed(self._run, self.device), places
 
-    def sums(self) -> tuple[float, float, float]:
-        """Summed loss, images classified correctly and steps before the first bad loss, since the last call."""
-        sums = float(self.loss), float(self.correct), float(self.good)
-        for counter in (self.loss, self.correct, self.good):
-            counter.zero_()
-        return sums
-
     def _run(self, images: Tensor, labels: Tensor) -> None:
         config = self.config
         with fast_forward(self.device):
@@ -168,10 +162,9 @@ class _Step:
         with torch.no_grad():
             if config.lam and config.penalty == "proximal":
                 _shrink_gammas(self.model, self.optimizer.param_groups[0]["lr"] * config.lam, config.penalized)
-            self.loss += loss * len(labels)
-            self.correct += (logits.argmax(1) == labels).sum()
             self.finite &= torch.isfinite(loss)
-            self.good += self.finite
+            correct = (logits.argmax(1) == labels).sum()
+            self.totals += torch.stack((loss * len(labels), correct, self.finite))
 
 
 @torch.no_grad()
