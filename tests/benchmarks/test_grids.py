@@ -31,9 +31,10 @@ def runs_without_training(count: int) -> list[RunConfig]:
 
 @contextlib.contextmanager
 def dask_workers(count: int):
-    address = {"host": "127.0.0.1", "dashboard_address": None}
+    how = {"n_workers": count, "threads_per_worker": 1, "memory_limit": 0}
+    how |= {"host": "127.0.0.1", "dashboard_address": None}
     with patch.dict(os.environ):  # Dask sets variables for its workers, which other processes would have, too
-        with LocalCluster(n_workers=count, threads_per_worker=1, memory_limit=0, **address) as cluster, Client(cluster) as client:
+        with LocalCluster(**how) as cluster, Client(cluster) as client:
             yield client.get_executor()
 
 
