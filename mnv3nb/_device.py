@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
 from ._files import CHECKOUT
@@ -39,7 +39,8 @@ def fast_forward(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 class Replayed:
-    """`step(*tensors)`, recorded on CUDA as a graph and replayed for inputs of the same shapes; elsewhere just called.
+    """`step(*tensors)` of `model`, recorded on CUDA as a graph and replayed for inputs of the same shapes; elsewhere just
+    called.
 
     To launch the hundreds of small kernels of a small network takes a CPU longer than they take the GPU. The first
     calls are not recorded, so that the libraries have set up what they need. A step that cannot be recorded, because
@@ -48,9 +49,15 @@ class Replayed:
 
     FIRST = 3
 
-    def __init__(self, step: Callable[..., None], device: torch.device):
-        self.step, self.graph, self.inputs, self.calls = step, None, (), Counter()
+    def __init__(self, step: Callable[..., None], model: nn.Module, device: torch.device):
+        self.step, self.model, self.places = step, model, None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self) -> None:
+        """Before the first of some calls: what was recorded holds as long as no tensor of the network has moved."""
+        places = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
+        if places != self.places:
+            self.places, self.graph, self.inputs, self.calls = places, None, (), Counter()
 
     def __call__(self, *inputs: Tensor) -> None:
         shapes = tuple(given.shape for given in inputs)
@@ -83,6 +90,20 @@ class Replayed:
             )
         else:
             self.graph = graph
+
+
+def adam(model: nn.Module, lr: float, device: torch.device) -> torch.optim.Adam:
+    """Adam as fast as `device` has it; on CUDA its rate is a tensor, which a graph reads where it lies."""
+    if device.type == "cuda":
+        return torch.optim.Adam(model.parameters(), torch.tensor(lr, device=device), fused=True, capturable=True)
+    return torch.optim.Adam(model.parameters(), lr, fused=device.type != "mps")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Sets the learning rate, and returns it."""
+    group = optimizer.param_groups[0]
+    group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
+    return lr
 
 
 def cpu_name() -> str:

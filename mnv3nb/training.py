@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._device import Replayed, fast_forward, pick_device
+from ._device import Replayed, adam, fast_forward, pick_device, set_rate
 from ._progress import Progress
 from ._tensors import restore, snapshot
 from .blocks import batch_norms, blocks
@@ -85,21 +86,19 @@ def train(
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
     data = dataset.to(device)
-    cuda = device.type == "cuda"
-    lr = torch.tensor(config.lr, device=device) if cuda else config.lr  # a graph reads it where it lies
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=device.type != "mps", capturable=cuda)
-    step, history = _Step(model, optimizer, config), list(history or [])
+    optimizer = adam(model, config.lr, device)
+    totals, history = torch.zeros(3, device=device), list(history or [])  # totals: see _step
+    step = Replayed(partial(_step, model, optimizer, config, totals), model, device)
     if state is not None:
         restore(model, optimizer, state)
     else:
         accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
         row = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy}
         history = [row | {"seconds": 0.0}]
-
     with Progress(label, config.epochs, _steps(data, config), len(history) - 1, progress) as bar:
         for epoch in range(len(history), config.epochs + 1):
             began = time.perf_counter()
-            row = _train_epoch(step, data, epoch, bar)
+            row = _train_epoch(step, totals, model, optimizer, data, config, epoch, bar)
             row["test_accuracy"] = evaluate(model, data.test_images, data.test_labels, config.image_size)
             history.append(row | {"seconds": time.perf_counter() - began})
             if on_epoch:
@@ -108,63 +107,39 @@ def train(
     return history
 
 
-def _train_epoch(step: "_Step", data: Dataset, epoch: int, bar: Progress) -> dict:
-    model, config, steps = step.model, step.config, _steps(data, step.config)
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    step.start()
+def _train_epoch(step, totals: Tensor, model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar) -> dict:
+    steps, generator = _steps(data, config), torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    model.train()
+    step.begin()
     source = batches(data, config.batch_size, generator, config.augment)
     for number, (images, labels) in enumerate(read_ahead(source) if data.mapped else source):
-        lr = learning_rate(config, (epoch - 1) * steps + number, steps)
-        step(images, labels, lr)
+        lr = set_rate(optimizer, learning_rate(config, (epoch - 1) * steps + number, steps))
+        step(images.to(totals.device), labels)
         bar.step_done()
-    loss, correct, good = step.totals.tolist()
-    step.totals.zero_()
+    loss, correct, good = totals.tolist()
+    totals.zero_()
     _check_finite(model, config, epoch, steps, int(good))
     seen = min(len(data.train_images), steps * config.batch_size)
     return {"epoch": epoch, "lr": lr, "train_loss": loss / seen, "train_accuracy": correct / seen}
 
 
-class _Step:
-    """One step of training, and what an epoch's add up to: on the device, so that no step waits for the CPU."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig):
-        self.model, self.optimizer, self.config = model, optimizer, config
-        self.device = next(model.parameters()).device
-        self.totals = torch.zeros(3, device=self.device)  # loss, correct images, steps before the first bad loss
-        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self.run, self.places = None, []
-
-    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> None:
-        group = self.optimizer.param_groups[0]
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
-        self.run(images.to(self.device), labels)
-
-    def start(self) -> None:
-        """To be called before an epoch: what was recorded holds as long as no tensor of the network has moved."""
-        self.model.train()
-        places = [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
-        if places != self.places:
-            self.run, self.places = Replayed(self._run, self.device), places
-
-    def _run(self, images: Tensor, labels: Tensor) -> None:
-        config = self.config
-        with fast_forward(self.device):
-            logits = self.model(to_input(images, config.image_size))
-            loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.lam and config.penalty != "proximal":
-            add_gamma_penalty(self.model, config.lam, config.penalty, config.penalized)
-        self.optimizer.step()
-        with torch.no_grad():
-            if config.lam and config.penalty == "proximal":
-                _shrink_gammas(self.model, self.optimizer.param_groups[0]["lr"] * config.lam, config.penalized)
-            self.finite &= torch.isfinite(loss)
-            correct = (logits.argmax(1) == labels).sum()
-            self.totals += torch.stack((loss * len(labels), correct, self.finite))
+def _step(model, optimizer, config: TrainConfig, totals: Tensor, images: Tensor, labels: Tensor) -> None:
+    """Adds to `totals`: loss, images classified correctly, and 1 as long as no loss was bad; no step waits for the GPU."""
+    with fast_forward(images.device):
+        logits = model(to_input(images, config.image_size))
+        loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.lam and config.penalty != "proximal":
+        add_gamma_penalty(model, config.lam, config.penalty, config.penalized)
+    optimizer.step()
+    with torch.no_grad():
+        if config.lam and config.penalty == "proximal":
+            amount = optimizer.param_groups[0]["lr"] * config.lam
+            for gamma in _penalized_gammas(model, config.penalized):
+                gamma -= gamma.clamp(-amount, amount)
+        totals[:2] += torch.stack((loss * len(labels), (logits.argmax(1) == labels).sum()))
+        totals[2] += totals[0].isfinite()
 
 
 @torch.no_grad()
@@ -221,12 +196,6 @@ def _steps(data: Dataset, config: TrainConfig) -> int:
 def _penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
     layers = [b.expand_bn for b in blocks(model)] if penalized == "expansion" else batch_norms(model)
     return [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
-
-
-@torch.no_grad()
-def _shrink_gammas(model: nn.Module, amount: float | Tensor, penalized: str) -> None:
-    for gamma in _penalized_gammas(model, penalized):
-        gamma -= gamma.clamp(-amount, amount)
 
 
 def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, good: int) -> None:

@@ -74,12 +74,8 @@ def claims_seen(profile: Profile, root: Path) -> str:
     table, lines = pd.read_csv(root / REPORTS[profile.name]), []
     for verdict in VERDICTS[:3]:
         rows = table[table.main & (table.verdict == verdict)]
-        lines += [
-            f"### {verdict.capitalize()}",
-            "",
-            *(map(_sentence, rows.itertuples()) if len(rows) else ["None."]),
-            "",
-        ]
+        found = [*map(_sentence, rows.itertuples())] or ["None."]
+        lines += [f"### {verdict.capitalize()}", "", *found, ""]
     reasons = table[table.verdict == VERDICTS[3]].why.value_counts(sort=False)
     lines += [f"### {VERDICTS[3].capitalize()}", "", *(f"- {count}: {why}" for why, count in reasons.items())]
     return "\n".join(lines)
@@ -130,10 +126,8 @@ def pilots(profile: Profile, root: Path) -> str:
     for run in _found(profile, root, "pilot"):
         train, jump = run.config.train, largest_jump(table_2(run))
         row = {"epochs": train.epochs, "batch": train.batch_size, "rate of Adam": train.lr, "px": train.image_size}
-        row |= {
-            "λ": train.lam,
-            "images that judge": f"{run.config.holdout:,} held out" if run.config.holdout else "test",
-        }
+        judges = f"{run.config.holdout:,} held out" if run.config.holdout else "test"
+        row |= {"λ": train.lam, "images that judge": judges}
         row |= {"accuracy, %": accuracy(run), "of training images, %": 100 * run.history[-1]["train_accuracy"]}
         row |= {"dead filters, %": dead_share(run), "jump, decades": jump[0]}
         rows.append(row | {"at rate, %": jump[1], "run": run.key})
@@ -146,7 +140,6 @@ def differences(
 ) -> str:
     """The runs of an experiment by groups of column `by`, and each group against the baseline's runs of the same seed."""
     table = run_table(_found(profile, root, experiment))
-    table = table if table.empty else table.dropna(subset=[by])
     if table.empty or baseline not in set(table[by]):
         return NOTHING
     found = paired_differences(table, by, baseline).set_index(by)
