@@ -100,7 +100,7 @@ def test_the_paper_makes_146_numbers_and_claims(name):
     }
 
 
-@pytest.mark.parametrize("name", ["cifar", "paper"])
+@pytest.mark.parametrize("name", ["cifar", "gpu", "paper"])
 def test_every_claim_can_be_trained_for(name):
     p = get_profile(name)
     planned = {config for make in EXPERIMENTS.values() for config in make(p, 1)}

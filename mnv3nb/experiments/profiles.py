@@ -77,8 +77,7 @@ CIFAR = Profile(
     holdout=5000,
     tried=({"lam": 0.0}, {"lam": 2e-5}),  # which told the share of dead filters
 )
-# three times as many epochs, and so the paper's own λ: minutes for a GPU, at which a step of 128 images takes no longer
-# than one of 64
+# three times as many epochs, and so the paper's own λ: minutes of a GPU for each run; batch size as in PAPER
 _GPU = replace(_CIFAR, epochs=50, batch_size=128)
 GPU = replace(
     CIFAR,

@@ -25,7 +25,7 @@ from .statistics import VERDICTS, paired_differences
 from .verdicts import counts, judged, reproduction, shown
 
 PAGES = ("README.md", "README.zh-CN.md", "results/README.md", "figures/README.md", "figures/bench/README.md")
-REPORTS = {"cifar": "results/report.csv", "gpu": "results/report_gpu.csv"}
+REPORTS = {CIFAR.name: "results/report.csv", GPU.name: "results/report_gpu.csv"}
 ALL_SEEDS = range(10)  # of which recorded runs are looked for
 NOTHING = "Not recorded yet."
 ACCURACIES = {
@@ -61,7 +61,7 @@ def recorded(root: Path) -> Runs:
 
 def half(root: Path) -> str:
     """The one table of README and its translation: the paper against ours at 50 %."""
-    table = pd.read_csv(root / REPORTS["cifar"])
+    table = pd.read_csv(root / REPORTS[CIFAR.name])
     return markdown(shown(table[table.main & table.name.str.contains("50%|Table 5's")]))
 
 
