@@ -13,6 +13,7 @@ from ._device import pick_device
 from ._files import check_ending
 from .checkpoint import load_model, save_model
 from .complexity import count_flops, count_parameters
+from .datasets import check_size
 from .deployment.bias import fold_bias
 from .deployment.export import export_onnx, export_program
 from .deployment.widths import fit_masks
@@ -102,7 +103,7 @@ def slim(add):
         from .slimming.slim import slim  # late, because it brings pandas, matplotlib and nbconvert
 
         folder = slim(Job(**{option.name: getattr(options, option.name) for option in fields(Job)}))
-        print((folder / "report.md").read_text().partition("![")[0])
+        print((folder / "report.md").read_text(encoding="utf-8").partition("![")[0])
         print(f"written: {folder}; open {folder / 'report.html'}")
         return 0
 
@@ -169,17 +170,13 @@ def export(add):
     return run
 
 
-def check_size(size: int) -> int:
-    """`size`; raises ValueError unless it is a number of pixels, since a stranger's file may hold anything."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"the image size must be an integer of at least 1 pixel, got {size!r}")
-    return size
-
-
 COMMANDS = {"figures": figures, "grid": grid, "slim": slim, "prune": prune_stored, "export": export}
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # λ is not in every code page
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser("mnv3nb", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, register in COMMANDS.items():
@@ -206,7 +203,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         stopped = isinstance(error, KeyboardInterrupt)
         return (130, "stopped; the same command resumes") if stopped else (143, "terminated; the same command resumes")
     if isinstance(error, ImportError):
-        return 2, f"{error}; pip install -r requirements.txt brings all packages"
+        return 2, str(error) if "pip install" in str(error) else f"{error}; pip install -r requirements.txt brings it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 2, f"{error}; make space, and the same command resumes"
     if isinstance(error, ValueError | OSError | ArithmeticError | RuntimeError):

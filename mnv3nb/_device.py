@@ -22,13 +22,13 @@ from ._small_maps import SmallMaps
 
 def pick_device(name: str | None = None) -> torch.device:
     """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu."""
-    name = name or os.environ.get("MNV3NB_DEVICE")
-    if not name:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; cuda, mps and cpu are usual") from None
+    there = {"cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available(), "cpu": 1}
+    name = name or os.environ.get("MNV3NB_DEVICE") or next(kind for kind in there if there[kind])
+    with contextlib.suppress(RuntimeError):
+        device = torch.device(name)
+        if (device.index or 0) < there.get(device.type, 1):
+            return device
+    raise ValueError(f"no device {name!r} here; there is {', '.join(kind for kind in there if there[kind])}")
 
 
 def fast_forward(device: torch.device) -> contextlib.AbstractContextManager:
@@ -44,7 +44,7 @@ class Replayed:
 
     To launch the hundreds of small kernels of a small network takes a CPU longer than they take the GPU. The first
     calls are not recorded, so that the libraries have set up what they need. A step that cannot be recorded, because
-    it waits for the GPU, is called.
+    it waits for the GPU, is called. What a network draws or decides in Python, a replay repeats.
     """
 
     FIRST = 3
@@ -73,10 +73,11 @@ class Replayed:
         self.graph.replay()
 
     def _apart(self, *inputs: Tensor) -> None:
-        self.stream.wait_stream(torch.cuda.current_stream())
+        usual = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(usual)
         with torch.cuda.stream(self.stream):
             self.step(*inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        usual.wait_stream(self.stream)
 
     def _record(self, *inputs: Tensor) -> None:
         self.inputs, graph = tuple(given.clone() for given in inputs), torch.cuda.CUDAGraph()

@@ -64,10 +64,8 @@ def narrow_block(block: Block, kept: Tensor, hidden: Tensor) -> None:
 
     The expansion's channels are the depthwise channels, the SE channels and the projection's inputs.
     """
-    narrow(block.expand, outputs=kept)
-    narrow(block.expand_bn, outputs=kept)
-    narrow(block.depthwise, outputs=kept)
-    narrow(block.depthwise_bn, outputs=kept)
+    for layer in (block.expand, block.expand_bn, block.depthwise, block.depthwise_bn):
+        narrow(layer, outputs=kept)
     narrow(block.project, inputs=kept)
     if block.squeeze:
         narrow(block.squeeze, inputs=kept, outputs=hidden)

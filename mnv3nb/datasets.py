@@ -37,6 +37,8 @@ def load_dataset(
     (None: the median shorter side, at most 224), kept as a memory-mapped .npz in `data_dir`; broken files are named.
     Raises FileNotFoundError or ValueError that says what is wrong.
     """
+    if image_size is not None:
+        check_size(image_size)
     # images are put into an order of their own content: the same data give the same runs wherever the file came from
     name = os.fspath(name_or_path)
     if name == "digits":
@@ -60,6 +62,13 @@ def load_dataset(
         return _verified(name, _read_npz(path))
     except ValueError as error:
         raise ValueError(f"{error}; remove {path}, and it is fetched again") from error
+
+
+def check_size(size: int) -> int:
+    """`size`; raises ValueError unless it is a number of pixels, since a stranger's file may hold anything."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"the image size must be an integer of at least 1 pixel, got {size!r}")
+    return size
 
 
 def data_checksum(name_or_path: str | os.PathLike) -> str:

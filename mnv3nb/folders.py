@@ -85,7 +85,8 @@ def store_images(classes: tuple[str, ...], splits: dict[str, Images], path: Path
             arrays[f"{split}_labels"] = np.array(labels)
         with write_atomically(path, sum(array.nbytes for array in arrays.values())) as file:
             np.savez(file, classes=np.array(classes), **arrays)
-    counts = np.bincount(arrays["train_labels"])
+        counts = np.bincount(arrays["train_labels"])
+        arrays.clear()  # Windows deletes no file that is mapped
     few, most = counts.argmin(), counts.argmax()
     text = f"{counts.sum()} training and {len(labels)} test images, kept as {side}×{side} pixels in {path.name}; "
     text += f"training images per class: {counts[few]}"

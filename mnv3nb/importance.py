@@ -120,7 +120,7 @@ def rank_within_layers(scores: Sequence[Tensor]) -> list[Tensor]:
 
 def _gradients(model: nn.Module, batches: Batches) -> list[tuple[Tensor, Tensor]]:
     """Mean gradients of γ and β of each expansion's BatchNorm."""
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).eval().requires_grad_(True)
     model.zero_grad()
     device, count = next(model.parameters()).device, 0
     for images, labels in batches:

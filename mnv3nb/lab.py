@@ -52,14 +52,15 @@ class Lab:
         """The runs of an experiment (a key of EXPERIMENTS) for every seed or for `seed`, or of configs.
 
         Trains only what is missing; of a `recorded` profile nothing: a line displayed names what is absent
-        (of an experiment: and planned). `model=True`: with their networks, which a recorded run may come without.
+        (of an experiment: and planned). `model=True`: with their networks, which a recorded run may come without; raises
+        FileNotFoundError if one of them is not there.
         """
         if isinstance(what, str):
             seeds = self.seeds if seed is None else [seed]
             what = [config for s in seeds for config in self.p.experiment(what, s)]
-            if self.p.recorded:  # further seeds have a part of it, and nobody means to train the rest
+            if self.p.recorded and not model:  # further seeds have a part of it, and nobody means to train the rest
                 planned = [config for s in seeds for config in self.p.planned(s)]
-                what = [config for config in what if config in planned or self.runs.find(config, model)]
+                what = [config for config in what if config in planned or self.runs.find(config)]
         configs = [what] if isinstance(what, RunConfig) else list(what)
         if self.p.recorded:
             return self._find(configs, model)
@@ -72,8 +73,12 @@ class Lab:
     def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
         found = {config: self.runs.find(config, model) for config in configs}
         if missing := [config for config, run in found.items() if run is None]:
-            text = f"not recorded yet: {'; '.join(config.label for config in missing[:4])}"
+            text = "; ".join(config.label for config in missing[:4])
             text += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+            if model:
+                how = "`lab.runs.run(config, model=True)` trains one"
+                raise FileNotFoundError(f"no network is stored in results/ or runs/ of {text}; {how}")
+            text = f"not recorded yet: {text}"
             display(Markdown(f"*{text}* (`python -m mnv3nb grid --profile {self.p.name}` trains what is missing)"))
         return [run for run in found.values() if run]
 

@@ -5,6 +5,7 @@ import pickle
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ def build_network(architecture: str, num_classes: int, **arguments) -> nn.Module
     library, _, name = architecture.partition("/")
     if architecture == MobileNetV3Large.architecture:
         return MobileNetV3Large(num_classes)
+    if library == "timm" and not find_spec("timm"):
+        raise ModuleNotFoundError(f"{architecture} needs timm: pip install timm")
     if library == "torchvision" and name in torchvision.models.list_models(torchvision.models):
         model = torchvision.models.get_model(name, **{"weights": None, "num_classes": num_classes} | arguments)
     elif library == "timm" and name in (timm := import_module("timm")).list_models():
@@ -67,7 +70,9 @@ def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence
         scale = torch.tensor([0.5 / d for d in deviation])[:, None, None]
         shift = torch.tensor([(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)])[:, None, None]
     model.normalisation = [list(mean), list(deviation)]
-    model.register_forward_pre_hook(lambda _, args: (args[0] * scale.to(args[0]) + shift.to(args[0]), *args[1:]))
+    for name, tensor in (("input_scale", scale), ("input_shift", shift)):
+        model.register_buffer(name, tensor, persistent=False)
+    model.register_forward_pre_hook(lambda net, args: (args[0] * net.input_scale + net.input_shift, *args[1:]))
     return model
 
 
@@ -147,5 +152,6 @@ def _with_classes(model: nn.Module, num_classes: int) -> nn.Module:
     print(f"classifier {name} of {old.out_features} classes replaced by a random one of {num_classes}", file=sys.stderr)
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Linear(old.in_features, num_classes))
-    model.num_classes = num_classes
+    if not isinstance(model, MobileNetV3Large):  # which looks it up
+        model.num_classes = num_classes
     return model

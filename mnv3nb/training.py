@@ -163,7 +163,7 @@ def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient"
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
     """Share of `images` (uint8 (N, 3, H, W)) that `model` classifies correctly, in [0, 1].
 
-    Leaves the model in eval mode, channels_last. Raises ValueError unless there is one label (N,) per image.
+    Leaves the model in eval mode, channels_last. Raises ValueError unless each image has a label and each label an output.
     """
     if not len(images) or labels.shape != (len(images),):
         raise ValueError(f"give one label per image: {len(images)} images, labels of shape {tuple(labels.shape)}")
@@ -172,7 +172,10 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
     correct = torch.zeros((), device=device)
     for x, y in zip(images.split(batch_size), labels.split(batch_size)):
         with fast_forward(device):
-            correct += (model(to_input(x.to(device), image_size)).argmax(1) == y.to(device)).sum()
+            logits = model(to_input(x.to(device), image_size))
+        correct += (logits.argmax(1) == y.to(device)).sum()
+    if (largest := int(labels.max())) >= logits.shape[1]:
+        raise ValueError(f"label {largest} is beyond the network's {logits.shape[1]} outputs: give it more num_classes")
     return int(correct) / len(images)
 
 
@@ -201,7 +204,6 @@ def _penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
 def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, good: int) -> None:
     gammas = [bn.weight for bn in batch_norms(model) if bn.weight is not None]
     if good < steps or not all(bool(gamma.isfinite().all()) for gamma in gammas):
-        step = min(good, steps - 1)
-        lr = learning_rate(config, (epoch - 1) * steps + step, steps)
+        lr = learning_rate(config, (epoch - 1) * steps + (step := min(good, steps - 1)), steps)
         where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
         raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")

@@ -180,6 +180,13 @@ def test_a_grid_whose_data_are_not_there_ends_before_it_starts_and_names_the_var
     assert not (home / "runs").exists()
 
 
+def test_a_code_page_without_lambda_does_not_stop_a_command(tmp_path):
+    words = [sys.executable, "-m", "mnv3nb", "grid", "--profile", "smoke", "--only", "baseline", "--dry-run"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "MNV3NB_HOME": str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"digits" in done.stdout, done.stderr
+
+
 def test_grid_trains_what_is_missing_once_and_tells_of_other_formats(home, capsys):
     for number in range(3):
         (home / "results" / f"old{number}").mkdir(parents=True)

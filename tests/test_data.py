@@ -197,6 +197,12 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path):
         load_dataset(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize("size", [0, -5, 32.0, True])
+def test_an_image_size_that_is_none_is_refused_before_images_are_read(tmp_path, size):
+    with pytest.raises(ValueError, match=f"at least 1 pixel, got {size}"):
+        load_dataset(tmp_path, image_size=size)
+
+
 def test_other_data_under_a_known_name_are_refused(tmp_path):
     write(tmp_path / "cifar10.npz", **arrays(classes=10, shape=(32, 32, 3)))
     with pytest.raises(

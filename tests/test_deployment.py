@@ -285,6 +285,18 @@ def test_latencies_of_blocks_come_for_every_width_asked(template):
     assert (table.groupby("block").ratio.first() == 1).all()
 
 
+def test_a_block_is_measured_with_the_hidden_channels_it_has(template, monkeypatch):
+    model, seen = MobileNetV3Large(), []
+    small = prune(model, every_third(model), "keep")
+    monkeypatch.setattr(
+        explain, "_weights", lambda block, width, hidden: seen.append(hidden) or block.module.state_dict()
+    )
+    monkeypatch.setattr(explain, "with_weights", lambda part, weights: part)
+    monkeypatch.setattr(explain, "onnx_runner", lambda graph: lambda: None)
+    explain.block_latencies(template, small, [[width] for width in small.widths], rounds=1)
+    assert tuple(seen) == small.squeeze != prune(model, every_third(model)).squeeze
+
+
 def test_explain_latency_has_one_row_per_block():
     model = with_statistics("torchvision/mobilenet_v3_small")
     pruned = prune(model, every_third(model))

@@ -1,5 +1,7 @@
 """The notebooks' one door: what it saves, where, with which caption, and that it says what the report says."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -189,6 +191,19 @@ def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_tra
     assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
     assert "`python -m mnv3nb grid --profile smoke`" in text
     assert lab.run(run.config)[0].key == run.key and displayed[-1].data == text
+
+
+def test_a_network_that_a_recorded_profile_does_not_have_is_named_and_how_to_get_it(run, monkeypatch, tmp_path):
+    folder = tmp_path / "results" / run.key
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
+    lab = Lab("smoke")
+    lab.p = replace(lab.p, recorded=True)
+    assert lab.run(run.config)[0].key == run.key
+    with pytest.raises(FileNotFoundError, match=f"no network.* of .*{re.escape(run.config.label)}; `lab.runs.run"):
+        lab.run([lab.p.sparse_run(seed=90), run.config], model=True)
+    with pytest.raises(FileNotFoundError, match=r"no network.*seed 9"):
+        lab.run("table2", 9, model=True)  # not planned either
 
 
 def test_of_an_experiment_of_a_recorded_profile_only_what_is_planned_is_missed(displayed, monkeypatch, tmp_path):

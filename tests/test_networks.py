@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import same_tensors
+from support import lively, same_tensors
 from torch import nn
 from torchvision.models import MobileNet_V3_Small_Weights
 
@@ -19,6 +19,7 @@ from mnv3nb import (
     keep_masks,
     load_model,
     load_network,
+    networks,
     prune,
     save_model,
     score,
@@ -214,6 +215,18 @@ def test_a_classifier_of_another_size_is_replaced_and_reported(mine, capsys):
     assert "classifier classifier.3 of 7 classes replaced by a random one of 3" in capsys.readouterr().err
 
 
+def test_the_papers_own_network_gets_as_many_classes_as_are_asked(tmp_path):
+    torch.save(lively(1).state_dict(), tmp_path / "m.pth")
+    model = load_network("mnv3nb/MobileNetV3Large", tmp_path / "m.pth", 2)
+    assert model.num_classes == 2 and model(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
+
+
+def test_a_network_of_timm_says_how_to_get_timm(monkeypatch):
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"^timm/x needs timm: pip install timm$"):
+        build_network("timm/x", 2)
+
+
 def test_weights_of_another_architecture_name_the_first_tensors_that_do_not_fit(mine):
     with pytest.raises(
         ValueError, match=r"does not fit torchvision/mobilenet_v2: \d+ tensors differ, first features\.0\.0"
@@ -284,5 +297,7 @@ def test_default_weights_that_are_not_the_published_ones_are_refused(monkeypatch
 
 def test_a_network_normalises_its_input_once():
     model = normalise_input(build_network("torchvision/mobilenet_v3_small", 2), [0.5] * 3, [0.25] * 3)
+    assert copy.deepcopy(model).to("meta")(torch.empty(2, 3, 32, 32, device="meta")).is_meta  # no tensor stays behind
+    assert model.state_dict().keys() == build_network("torchvision/mobilenet_v3_small", 2).state_dict().keys()
     with pytest.raises(ValueError, match="normalises its input already"):
         normalise_input(model, [0.5] * 3, [0.25] * 3)

@@ -298,6 +298,9 @@ def test_the_device_can_be_named(monkeypatch):
     assert pick_device().type == "cpu" and pick_device("meta").type == "meta"
     monkeypatch.setenv("MNV3NB_DEVICE", "meta")
     assert pick_device().type == "meta" and pick_device("cpu").type == "cpu"
+    for absent in ("cuda:99", "no such thing"):
+        with pytest.raises(ValueError, match=f"no device '{absent}' here; there is .*cpu"):
+            pick_device(absent)
 
 
 # scores

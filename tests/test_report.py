@@ -2,8 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -65,7 +66,7 @@ class FakeRun:
 
     @property
     def result(self) -> dict:
-        return {"accuracy_before": 0.5, "parameters": 10**6, "widths": DENSE_WIDTHS, "squeeze": SQUEEZE, "seconds": 60}
+        return {"accuracy_before": 0.5, "parameters": 4_215_130, "widths": DENSE_WIDTHS, "squeeze": SQUEEZE, "seconds": 60}
 
 
 class FakeRuns:
@@ -141,6 +142,12 @@ def test_the_chosen_lambdas_are_a_pair_and_what_has_no_counterpart_asks_no_run()
     assert "accuracy, λ = 1e-05 (ours: 0.0014) − plain network, points" in every
     alone = every["accuracy, λ = 0.001 − plain network, points"]
     assert alone.cannot and alone.runs(0) == []
+
+
+def test_a_mean_of_repeats_is_compared_with_the_mean_of_what_there_is_of_the_other_side():
+    (claim,) = [c for c in claims(replace(CIFAR, repeats=3)) if c.name == "accuracy, m at 50% − plain network, points"]
+    runs = [SimpleNamespace(accuracy=accuracy) for accuracy in (0.9, 0.9, 0.9, 0.8)]
+    assert len(claim.runs(0)) == 4 and claim.measure(*runs) == pytest.approx(10)
 
 
 def test_criteria_are_judged_each_by_its_own_differences(table):

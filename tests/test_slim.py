@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_photos_of_all_kinds_become_equal_squares_and_broken_ones_are_named(phot
     (kept,) = tmp_path.glob("*.npz")
     about = json.loads(kept.with_suffix(".json").read_text())
     assert about["checksum"] == content_checksum(data) and len(about["broken"]) == 2 and about["image_size"] == 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux which files are mapped")
+def test_no_file_is_mapped_when_it_is_removed_which_windows_refuses(photos, tmp_path, monkeypatch):
+    class Removed(tempfile.TemporaryDirectory):
+        def cleanup(self):
+            assert self.name not in Path("/proc/self/maps").read_text()
+            super().cleanup()
+
+        def __exit__(self, *_):
+            self.cleanup()
+
+    monkeypatch.setattr("mnv3nb.folders.tempfile.TemporaryDirectory", Removed)
+    load_dataset(photos, tmp_path)
 
 
 def test_a_file_kept_from_a_folder_is_also_an_ordinary_data_set(photos, tmp_path):

@@ -170,6 +170,8 @@ def test_images_and_labels_that_do_not_fit_are_refused(tiny):
         with pytest.raises(ValueError, match=message):
             evaluate(model, x, y, 32)
     assert torch.equal(floats, before)
+    with pytest.raises(ValueError, match=r"label \d is beyond the network's 2 outputs: give it more num_classes"):
+        train(MobileNetV3Large(2), tiny, TINY, progress=False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for images, size in ((tiny.train_images[:1], 128), (tiny.train_images[:0], 128), (tiny.train_images, 1)):
         with pytest.raises(ValueError, match="at least 2 images"):

@@ -48,7 +48,7 @@ def block_latencies(template: onnx.ModelProto, model: nn.Module, widths: list[li
     runners = {"network": onnx_runner(with_weights(template, fused(model).state_dict()))}
     for block, part, options in zip(blocks(model), _parts(template, model), widths, strict=True):
         for width in options:
-            hidden = hidden_width(width, block.hidden, squeeze_rule(model))
+            hidden = block.hidden if width == block.width else hidden_width(width, block.hidden, squeeze_rule(model))
             runners[f"{block.name} {width}"] = onnx_runner(with_weights(part, _weights(block, width, hidden)))
     times, rows = interleaved(runners, rounds, least_ms=1.0), []
     for i, (block, options) in enumerate(zip(blocks(model), widths)):

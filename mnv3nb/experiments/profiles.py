@@ -33,8 +33,8 @@ SMOKE = replace(
     latency=replace(DIGITS.latency, **_SMOKE_SIZES, rounds=3),
     minutes={},
 )
-# batch size and learning rate by the pilots; λ from their dead filters (results/README.md): 26 % where λ times the sum
-# of all learning rates is 8.4e-5, 37 % at 12.5e-5, 46 % at 18.8e-5, here
+# batch size and learning rate by the pilots; λ from the dead filters at these two (results/README.md): 26 % where λ times
+# the sum of all learning rates is 8.4e-5, 37 % at 12.5e-5, 46 % at 18.8e-5, here
 _CIFAR = TrainConfig(epochs=16, batch_size=64, image_size=64, lr=1e-3, augment="crop_flip")
 CIFAR = Profile(
     "cifar",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ..experiments.config import RunConfig
 from ..experiments.profile import Profile
@@ -66,7 +67,8 @@ def by_criterion(p: Profile, criterion: str) -> RunsOfSeed:
 def gain_claim(p: Profile, source: str, name: str, paper: float, runs: RunsOfSeed, minus: RunsOfSeed, **more) -> Claim:
     """A difference in accuracy, in points, paired by seed: `runs` minus `minus`."""
     more = {"kind": "points", "margin": MARGIN, "cannot": not_cifar(p)} | more
-    return Claim(source, f"accuracy, {name}, points", paper, gain, lambda seed: [*runs(seed), *minus(seed)], **more)
+    measure = partial(gain, first=len(runs(0)))
+    return Claim(source, f"accuracy, {name}, points", paper, measure, lambda seed: [*runs(seed), *minus(seed)], **more)
 
 
 def accuracy_claim(

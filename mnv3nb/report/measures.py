@@ -18,7 +18,7 @@ from ..datasets import load_once
 from ..deployment.bias import inputs_of
 from ..experiments.store import Run
 from ..importance import score
-from ..model import MobileNetV3Large
+from ..model import FEATURES, MobileNetV3Large
 from ..pruning import keep_masks, layer_collapse_rates, prune
 from ..training import evaluate
 
@@ -31,10 +31,9 @@ def accuracy(*runs: Run) -> float:
     return 100 * float(np.mean([run.accuracy for run in runs]))
 
 
-def gain(*runs: Run) -> float:
-    """Mean accuracy of the first half of the runs minus that of the second half, in points, on the same test images."""
-    middle = len(runs) // 2
-    return round(accuracy(*runs[:middle]) - accuracy(*runs[middle:]), 9)
+def gain(*runs: Run, first: int) -> float:
+    """Mean accuracy of the `first` runs minus that of the others, in points, on the same test images."""
+    return round(accuracy(*runs[:first]) - accuracy(*runs[first:]), 9)
 
 
 def dead_share(run: Run) -> float:
@@ -107,7 +106,8 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
         row |= {"rate": cut.rate if cut else math.nan, "seed": root.train.seed, "tuning_seed": train.seed}
         row |= {"accuracy_before_pct": 100 * run.result["accuracy_before"], "accuracy_pct": accuracy(run)}
         row |= {"accuracy_folded_pct": 100 * (run.result.get("accuracy_folded") or math.nan)}
-        row |= costs(100 if run.config.dataset == "cifar100" else 10, *shape)
+        classes = 10 + (run.result["parameters"] - _count(10, *shape)[0]) // (FEATURES + 1)
+        row |= costs(classes, *shape)
         row |= {"dead_pct": dead_share(run), "epochs": train.epochs, "hours": run.result["seconds"] / 3600}
         row |= {"holdout": run.config.holdout}
         rows.append(row)

@@ -45,7 +45,7 @@ def main() -> None:
         table, _ = reproduction(profile, recorded(root), ALL_SEEDS)
         table.drop(columns=["missing", "remark"]).to_csv(root / REPORTS[profile.name], index=False)
     for page in PAGES:
-        write_file(root / page, filled((root / page).read_text(), root))
+        write_file(root / page, filled((root / page).read_text(encoding="utf-8"), root))
 
 
 def filled(text: str, root: Path) -> str:
@@ -201,7 +201,7 @@ def _saved_names(folder: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for path in sorted(folder.glob("*.ipynb")):
         heading = path.stem
-        for cell in json.loads(path.read_text())["cells"]:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code":
                 found = {name: (path.stem, heading) for name in re.findall(r'"(\w+)"', source)} | found

@@ -47,7 +47,7 @@ def slim(job: Job) -> Path:
     data = load_dataset(job.data, image_size=job.image_size)
     size = job.image_size or max(32, *data.train_images.shape[2:])
     start = load_network(job.network, job.weights, len(data.classes))
-    part = data.subset(holdout=len(data.train_images) // 10) if job.max_drop else data
+    part = data.subset(holdout=max(1, len(data.train_images) // 10)) if job.max_drop else data
     job.claim_folder(data)
     if job.max_drop:
         count = len(part.test_images)

@@ -66,4 +66,5 @@ def test_growth(axis, benchmark, record):
         time_exponent=np.polyfit(x, seconds, 1)[0].round(2),
         memory_exponent=np.polyfit(x, memory, 1)[0].round(2),
         why=WHY[axis],
+        threads=1,
     )
