@@ -6,10 +6,10 @@ import pandas as pd
 
 
 def number(value: float) -> str:
-    """An integer with thousands separators, another number with four significant digits; a dash for a missing one."""
+    """An integer or a large number with thousands separators, else four significant digits; a dash for a missing one."""
     if math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() or 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -65,3 +65,4 @@ TABLE_6 = pd.DataFrame(
     ],
     columns=_COST_COLUMNS,
 )
+IMPOSSIBLE_RATE = 0.1  # of Table 6: whichever tenth of the filters goes, more parameters stay (notebook 08)

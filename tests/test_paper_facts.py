@@ -1,5 +1,6 @@
 """The paper's numbers, exactly where the paper is exact."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from mnv3nb import (
     score,
     threshold,
 )
+from mnv3nb.deployment.widths import block_costs
 from mnv3nb.importance import CRITERIA, Expansion
 from mnv3nb.model import squeeze_widths
 from mnv3nb.pruning import top_masks
@@ -239,6 +241,26 @@ def test_only_the_gamma_minimum_at_20_percent_contradicts_table_2s_own_threshold
     rows = paper.TABLE_2
     impossible = rows.rate[1:][rows.gamma_min[1:].to_numpy() < rows.threshold[:-1].to_numpy()]
     assert impossible.tolist() == [0.2]
+
+
+def test_of_all_rows_one_has_fewer_parameters_than_any_choice_of_filters_leaves():
+    total, impossible = sum(DENSE_WIDTHS), []
+    for table, classes in ((paper.TABLE_3, 10), (paper.TABLE_6, 100)):
+        model = MobileNetV3Large(classes)
+        costs = block_costs(model, "parameters", squeeze="paper")
+        least = np.zeros(1)  # entry n: the fewest parameters of all blocks so far with n filters
+        for cost in costs:
+            grown = np.full(len(least) + max(cost), np.inf)
+            for width, c in cost.items():
+                part = grown[width : width + len(least)]
+                np.minimum(part, least + c, out=part)
+            least = grown
+        outside = count_parameters(model) - sum(cost[max(cost)] for cost in costs)
+        for row in table.itertuples():
+            kept = total - (int(total * row.rate) + 1 if row.rate else 0)
+            if row.parameters_m + 0.005 < (outside + least[kept]) / 1e6:
+                impossible.append((classes, row.rate))
+    assert impossible == [(100, paper.IMPOSSIBLE_RATE)]
 
 
 def test_figure_6_and_the_text_agree_with_table_3():

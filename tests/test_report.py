@@ -66,7 +66,13 @@ class FakeRun:
 
     @property
     def result(self) -> dict:
-        return {"accuracy_before": 0.5, "parameters": 4_215_130, "widths": DENSE_WIDTHS, "squeeze": SQUEEZE, "seconds": 60}
+        return {
+            "accuracy_before": 0.5,
+            "parameters": 4_215_130,
+            "widths": DENSE_WIDTHS,
+            "squeeze": SQUEEZE,
+            "seconds": 60,
+        }
 
 
 class FakeRuns:

@@ -151,19 +151,23 @@ def _table_6(p: Profile) -> Iterator[Claim]:
         more = {"cannot": cannot, "main": row.rate == HALF}
         runs = pruned(p, row.rate, dataset=p.second) if p.second else _no_runs
         yield accuracy_claim(p, "Table 6", f"{row.rate:.0%} pruned", row.accuracy_pct, runs, first, **more)
-        yield from _costs("Table 6", row, 100, dense, lack)
+        impossible = "impossible as printed: whichever filters go, more parameters stay (notebook 08)"
+        yield from _costs("Table 6", row, 100, dense, lack, impossible if row.rate == paper.IMPOSSIBLE_RATE else "")
 
 
 def _no_runs(seed: int) -> list[RunConfig]:
     return []
 
 
-def _costs(source: str, row, num_classes: int, runs: RunsOfSeed, cannot: str) -> Iterator[Claim]:
-    """The costs at one rate: they follow from the sparse-trained network's scores, without fine-tuning."""
+def _costs(source: str, row, num_classes: int, runs: RunsOfSeed, lack: str, impossible: str = "") -> Iterator[Claim]:
+    """The costs at one rate: they follow from the sparse-trained network's scores, without fine-tuning.
+
+    `impossible`: why the row's numbers of parameters cannot be.
+    """
     for column, (label, _, margin) in COSTS.items():
         main = row.rate == HALF and column.startswith("fewer")
         measure = partial(_cost, column, num_classes, row.rate)
-        name = f"{label}, {row.rate:.0%} pruned"
+        name, cannot = f"{label}, {row.rate:.0%} pruned", lack or impossible * ("parameters" in column)
         yield Claim(source, name, getattr(row, column), measure, runs, margin=margin, cannot=cannot, main=main)
 
 
