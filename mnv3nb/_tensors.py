@@ -19,7 +19,7 @@ FORMAT = "mnv3nb-1"
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Write named tensors and JSON `metadata` to one safetensors file, with a checksum over both."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    text = json.dumps(metadata, sort_keys=True)
+    text = json.dumps(metadata)
     # one entry only: safetensors writes several in any order, and equal networks should be equal files
     write_file(path, save(tensors, {FORMAT: json.dumps([_digest(tensors, text), text])}))
 
