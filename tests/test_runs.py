@@ -89,6 +89,7 @@ def test_some_runs_are_shipped_with_their_networks():
     p = get_profile("cifar")
     with_network = [p.sparse_run(), p.sparse_run(seed=2), p.sparse_run(0.0), p.pruned_run(0.0), p.pruned_run(0.5)]
     with_network += [p.pruned_run(0.5, multiple_of=16), p.sparse_run(dataset="cifar100")]
+    with_network += [p.sparse_run(3e-4)]  # whose λ kills most filters at no loss
     assert all(map(p.ships_network, with_network))
     without = [p.sparse_run(0.0, seed=1), p.pruned_run(0.5, seed=1), p.pruned_run(0.3), p.sparse_run(p.huge_lam)]
     assert not any(map(p.ships_network, without))

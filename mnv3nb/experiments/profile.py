@@ -118,7 +118,7 @@ class Profile:
 
     def ships_network(self, config: RunConfig) -> bool:
         """Whether `config` is recorded with its network: all sparse ones that others start from, some of seed 0."""
-        shipped = [self.sparse_run(seed=config.train.seed), self.sparse_run(0.0)]
+        shipped = [self.sparse_run(seed=config.train.seed), self.sparse_run(0.0), self.sparse_run(self.lams[-2])]
         shipped += [self.pruned_run(0.0), self.pruned_run(0.5), self.pruned_run(0.5, multiple_of=16)]
         if self.second:
             shipped += [self.sparse_run(dataset=self.second), self.pruned_run(0.5, dataset=self.second)]
