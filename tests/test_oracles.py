@@ -90,6 +90,8 @@ def test_taylor_scores_are_the_change_of_the_loss_if_a_channel_is_scaled(tiny):
     batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
     scores = score(model, "taylor", batches)
     assert all(p.grad is None for p in model.parameters())
+    frozen = score(lively(2).double().requires_grad_(False), "taylor", batches)
+    assert all(map(torch.equal, frozen, scores))
     for place in (0, 7, 14):
         channel, bn = int(scores[place].argmax()), model.blocks[place].expand[1]
         gamma, beta = bn.weight[channel].item(), bn.bias[channel].item()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, paper
+from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, count_parameters, paper
 from mnv3nb.experiments.config import RunConfig
 from mnv3nb.experiments.profile import EXPERIMENTS
 from mnv3nb.experiments.profiles import PROFILES, get_profile
@@ -154,6 +154,15 @@ def test_a_mean_of_repeats_is_compared_with_the_mean_of_what_there_is_of_the_oth
     (claim,) = [c for c in claims(replace(CIFAR, repeats=3)) if c.name == "accuracy, m at 50% − plain network, points"]
     runs = [SimpleNamespace(accuracy=accuracy) for accuracy in (0.9, 0.9, 0.9, 0.8)]
     assert len(claim.runs(0)) == 4 and claim.measure(*runs) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_costs_of_a_run_are_those_of_its_own_number_of_classes(classes, monkeypatch):
+    run = FakeRun(CIFAR.sparse_run(), 80)
+    about = run.result | {"parameters": count_parameters(MobileNetV3Large(classes))}
+    monkeypatch.setattr(FakeRun, "result", about)
+    (row,) = measures.run_table([run]).itertuples()
+    assert 1e6 * row.parameters_m == about["parameters"] and row.fewer_parameters_pct == 0
 
 
 def test_criteria_are_judged_each_by_its_own_differences(table):

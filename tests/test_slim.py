@@ -77,6 +77,21 @@ def command(job: Job) -> list[str]:
     return ["slim", *(word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
 
 
+def test_a_drop_is_judged_on_training_images_however_few_there_are(job, digits, monkeypatch, tmp_path):
+    few, judges = tmp_path / "few", []
+    write_photos(few / "train", digits.train_images[:9], torch.arange(9) % 2)
+    write_photos(few / "test", digits.test_images[:4], torch.arange(4) % 2)
+
+    def seen(job, name, model, data, config):
+        judges.append(data)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(slimming, "trained", seen)
+    with pytest.raises(RuntimeError, match="seen"):
+        slimming.slim(replace(job, data=str(few), weights=None, rate=None, max_drop=1.0))
+    assert len(judges[0].test_images) == 1 and len(judges[0].train_images) == 8
+
+
 # folders of photos
 
 

@@ -106,8 +106,8 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
         row |= {"rate": cut.rate if cut else math.nan, "seed": root.train.seed, "tuning_seed": train.seed}
         row |= {"accuracy_before_pct": 100 * run.result["accuracy_before"], "accuracy_pct": accuracy(run)}
         row |= {"accuracy_folded_pct": 100 * (run.result.get("accuracy_folded") or math.nan)}
-        classes = 10 + (run.result["parameters"] - _count(10, *shape)[0]) // (FEATURES + 1)
-        row |= costs(classes, *shape)
+        more = run.result["parameters"] - _count(10, *shape)[0]  # FEATURES weights and a bias for each further class
+        row |= costs(10 + more // (FEATURES + 1), *shape)
         row |= {"dead_pct": dead_share(run), "epochs": train.epochs, "hours": run.result["seconds"] / 3600}
         row |= {"holdout": run.config.holdout}
         rows.append(row)
