@@ -10,7 +10,7 @@ from ._files import check_ending
 from ._tensors import halve, load_tensors, save_tensors
 from .blocks import blocks, narrow_block
 from .importance import filter_sparsity
-from .model import MobileNetV3Large, Widths
+from .model import STRIDES, MobileNetV3Large, Widths
 from .networks import build_network, classifier_of, normalise_input
 
 
@@ -37,6 +37,8 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, half: bool = False,
         "squeeze": [block.hidden for block in found],
     }
     recipe |= {"normalisation": model.normalisation} if hasattr(model, "normalisation") else {}
+    if isinstance(model, MobileNetV3Large) and model.strides != STRIDES:
+        recipe["strides"] = model.strides
     save_tensors(path, tensors, {**metadata, "model": recipe})
 
 
@@ -64,9 +66,11 @@ def load_model(path: str | os.PathLike) -> nn.Module:
     return model.eval()
 
 
-def _rebuild(architecture: str, num_classes: int, widths: Widths, squeeze: Widths, normalisation=None) -> nn.Module:
+def _rebuild(
+    architecture: str, num_classes: int, widths: Widths, squeeze: Widths, normalisation=None, strides: Widths = None
+) -> nn.Module:
     if architecture == MobileNetV3Large.architecture:
-        return MobileNetV3Large(num_classes, widths, squeeze)
+        return MobileNetV3Large(num_classes, widths, squeeze, strides=strides)
     model = build_network(architecture, num_classes)
     for block, width, hidden in zip(blocks(model), widths, squeeze, strict=True):
         first = torch.arange(max(block.width, block.hidden), device="cpu")

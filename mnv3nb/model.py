@@ -24,8 +24,9 @@ BLOCKS = (
     (5, 960, 160, True, "HS", 1),
 )
 STEM, HEAD, FEATURES = 16, 960, 1280
-_, DENSE_WIDTHS, OUTPUTS, HAS_SE, _, _ = zip(*BLOCKS)  # the columns of the table
+_, DENSE_WIDTHS, OUTPUTS, HAS_SE, _, STRIDES = zip(*BLOCKS)  # the columns of the table
 Widths = Sequence[int] | None
+INITIAL = ("fan_out", "torch")
 ACTIVATIONS = {"RE": nn.ReLU6, "HS": nn.Hardswish}  # section 1: ReLU6 stands where plain ReLU would
 
 
@@ -43,9 +44,9 @@ def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
 class InvertedResidual(nn.Module):
     """One block (Figures 1 and 3): 1×1 expansion, depthwise convolution, squeeze-and-excitation, linear projection."""
 
-    def __init__(self, channels: int, row: tuple, width: int, squeeze: int):
+    def __init__(self, channels: int, row: tuple, width: int, squeeze: int, stride: int):
         super().__init__()
-        kernel, _, out, has_se, activation, stride = row
+        kernel, _, out, has_se, activation, _ = row
         act = ACTIVATIONS[activation]
         self.expand = Conv2dNormActivation(channels, width, 1, activation_layer=act)
         self.depthwise = Conv2dNormActivation(width, width, kernel, stride, groups=width, activation_layer=act)
@@ -63,13 +64,22 @@ class MobileNetV3Large(nn.Module):
 
     `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
     where the block has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: initial γ of every
-    BatchNorm (network slimming takes 0.5). Input (N, 3, H, W) floats from `to_input`, H and W ≥ 32 advised; output
+    BatchNorm (network slimming takes 0.5). `strides`: 15 strides of the blocks (None: Table 5's). `initial`: how
+    weights are drawn, "fan_out" (as in torchvision's MobileNets) or "torch" (PyTorch's default for each layer). Input (N, 3, H, W) floats from `to_input`, H and W ≥ 32 advised; output
     (N, num_classes) logits. Raises ValueError for a list of another length or a width out of range.
     """
 
     architecture = "mnv3nb/MobileNetV3Large"
 
-    def __init__(self, num_classes: int = 10, widths: Widths = None, squeeze: Widths = None, gamma_init: float = 1.0):
+    def __init__(
+        self,
+        num_classes: int = 10,
+        widths: Widths = None,
+        squeeze: Widths = None,
+        gamma_init: float = 1.0,
+        strides: Widths = None,
+        initial: str = "fan_out",
+    ):
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be an integer ≥ 1, got {num_classes!r}")
@@ -77,13 +87,16 @@ class MobileNetV3Large(nn.Module):
         squeeze = _integers("squeeze", squeeze_widths(widths) if squeeze is None else squeeze, 15, least=0)
         if wrong := [i for i, (q, has_se) in enumerate(zip(squeeze, HAS_SE)) if (q > 0) != has_se]:
             raise ValueError(f"squeeze must be ≥ 1 for blocks with SE and 0 for the others; wrong for blocks {wrong}")
+        strides = _integers("strides", STRIDES if strides is None else strides, 15)
+        if initial not in INITIAL:
+            raise ValueError(f"initial must be one of {', '.join(INITIAL)}, got {initial!r}")
         channels = (STEM, *OUTPUTS)  # into block i; the last into the head
         self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
-        self.blocks = nn.ModuleList(map(InvertedResidual, channels[:-1], BLOCKS, widths, squeeze))
+        self.blocks = nn.ModuleList(map(InvertedResidual, channels[:-1], BLOCKS, widths, squeeze, strides))
         self.head = Conv2dNormActivation(channels[-1], HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, num_classes))
         if not self.stem[0].weight.is_meta:  # on the meta device there are shapes only
-            self._draw_weights(gamma_init)
+            self._draw_weights(gamma_init, initial)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -105,14 +118,22 @@ class MobileNetV3Large(nn.Module):
         """Hidden (squeeze) channels of SE in the 15 blocks; 0 where a block has none."""
         return tuple(b.se.fc1.out_channels if isinstance(b.se, SqueezeExcitation) else 0 for b in self.blocks)
 
-    def _draw_weights(self, gamma_init: float) -> None:
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the 15 depthwise convolutions."""
+        return tuple(block.depthwise[0].stride[0] for block in self.blocks)
+
+    def _draw_weights(self, gamma_init: float, initial: str) -> None:
+        for norm in self.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.constant_(norm.weight, gamma_init)
+        if initial == "torch":  # the layers have drawn theirs already
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.constant_(module.weight, gamma_init)
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

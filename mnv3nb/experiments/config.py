@@ -4,9 +4,12 @@ import hashlib
 import json
 from dataclasses import MISSING, dataclass, field, fields
 
+import torch
+
 from .._files import lookup
 from ..datasets import data_checksum
 from ..importance import CRITERIA, RANKINGS
+from ..model import MobileNetV3Large
 from ..pruning import check_pruning
 from ..training import TrainConfig
 
@@ -38,6 +41,20 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """What a run with random weights changes about the paper's network: arguments of `MobileNetV3Large`."""
+
+    strides: tuple[int, ...] | None = None
+    initial: str = "fan_out"
+
+    def __post_init__(self):
+        if self.strides is not None:
+            object.__setattr__(self, "strides", tuple(self.strides))  # JSON has lists
+        with torch.device("meta"):
+            MobileNetV3Large(strides=self.strides, initial=self.initial)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training: data, `train`, and either random weights or the network of `parent`, pruned by `prune`.
 
@@ -51,10 +68,13 @@ class RunConfig:
     prune: PruneConfig | None = None
     train_images: int | None = None
     holdout: int = 0
+    network: NetworkConfig = NetworkConfig()
 
     def __post_init__(self):
         if (self.parent is None) != (self.prune is None):
             raise ValueError("parent and prune go together: give both, or neither for a network with random weights")
+        if self.parent and self.network != NetworkConfig():
+            raise ValueError("a pruned run has the network of its parent: change network there")
         if not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name or a path, got {self.dataset!r}")
         for name in ("train_images", "holdout"):
@@ -92,6 +112,10 @@ class RunConfig:
         if p and p.squeeze != PruneConfig.squeeze:
             parts.append(f"squeeze {p.squeeze}")
         parts += [word for word in (t.penalty, t.schedule) if word not in (TrainConfig.penalty, TrainConfig.schedule)]
+        if self.network.strides:
+            parts.append("other strides")
+        if self.network.initial != NetworkConfig.initial:
+            parts.append(f"weights as {self.network.initial} draws them")
         return f"{self.dataset} {', '.join(parts)}, seed {t.seed}"
 
     @classmethod
@@ -102,6 +126,7 @@ class RunConfig:
             values["train"] = TrainConfig(**values["train"])
             values["parent"] = values["parent"] and cls.from_dict(values["parent"])
             values["prune"] = values["prune"] and PruneConfig(**values["prune"])
+            values["network"] = NetworkConfig(**values.get("network", {}))
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a run's config ({error})") from error
@@ -114,5 +139,5 @@ def _changed(config) -> dict:
         value = getattr(config, f.name)
         default = f.default if f.default is not MISSING else f.default_factory()
         if value != default and f.name not in ("parent", "dataset"):
-            changed[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig) else value
+            changed[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig | NetworkConfig) else value
     return changed

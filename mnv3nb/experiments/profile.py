@@ -7,7 +7,8 @@ from .._files import lookup
 from ..importance import CRITERIA
 from ..pruning import SQUEEZES
 from ..training import TrainConfig
-from .config import PruneConfig, RunConfig
+from ..model import STRIDES
+from .config import NetworkConfig, PruneConfig, RunConfig
 
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))
 LONE = TrainConfig(epochs=200, lr=1e-3, lam=1e-5)
@@ -154,6 +155,20 @@ def _squeeze(p: Profile, seed: int) -> list[RunConfig]:
     return [p.pruned_run(0.5, seed, repeat=k, squeeze=squeeze) for squeeze in SQUEEZES for k in range(p.repeats)]
 
 
+def _doses(p: Profile, seed: int) -> list[RunConfig]:
+    """What makes early filters die: sparse training with one thing changed at a time, in order of what it may tell."""
+    last_stride_1 = NetworkConfig(strides=(*STRIDES[:12], 1, *STRIDES[13:]))
+    plain = p.sparse_run(seed=seed)
+    return [
+        p.sparse_run(seed=seed, augment="none"),
+        replace(plain, network=last_stride_1),
+        p.sparse_run(seed=seed, lam=1e-4, augment="none"),
+        p.sparse_run(seed=seed, lam=1e-4),
+        p.sparse_run(seed=seed, image_size=32),
+        replace(plain, network=NetworkConfig(initial="torch")),
+    ]
+
+
 def _pilot(p: Profile, seed: int) -> list[RunConfig]:
     held = [replace(p.sparse_run(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
     return held + [p.sparse_run(seed=seed, **changes) for changes in p.tried]
@@ -175,6 +190,7 @@ EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
     "table2": lambda p, seed: [p.sparse_run(seed=seed)],
     "table5": lambda p, seed: [p.pruned_run(0.5, seed)],
     "pilot": _pilot,
+    "doses": _doses,
     # parts of Tables 3, 4 and 6 for further seeds
     "rates": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.3, 0.6)],
     "criteria": lambda p, seed: [p.pruned_run(0.5, seed, name) for name in ("gamma", "sparsity", "l1_gamma")],

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,12 +92,14 @@ class Runs:
     def _start(self, config: RunConfig) -> tuple[nn.Module, nn.Module | None]:
         """`network` and, where it inherits weights, the same with the constants of removed channels folded in."""
         if config.parent is None:
-            return _random_network(config.train, len(dataset_of(config).classes)), None
+            changes = {"strides": config.network.strides, "initial": config.network.initial}
+            return _random_network(config.train, len(dataset_of(config).classes), **changes), None
         parent, p = self._parent(config), config.prune
         masks = keep_masks(self._score(config, parent), p.rate, p.multiple_of, p.min_width)
         pruned = prune(parent, masks, p.squeeze)
         if not p.inherit:
-            return _random_network(config.train, pruned.num_classes, pruned.widths, pruned.squeeze), None
+            shape = {"widths": pruned.widths, "squeeze": pruned.squeeze, "strides": pruned.strides}
+            return _random_network(config.train, pruned.num_classes, **shape), None
         return pruned, fold_bias(parent, pruned, masks, config.train.image_size)
 
     def _train(self, config: RunConfig) -> Run:
@@ -152,9 +154,7 @@ def _measured(model: nn.Module, history: list[dict], images: int) -> dict:
     }
 
 
-def _random_network(
-    config: TrainConfig, num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None
-) -> MobileNetV3Large:
+def _random_network(config: TrainConfig, num_classes: int, **arguments) -> MobileNetV3Large:
     with _DRAW, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return MobileNetV3Large(num_classes, widths, squeeze, config.gamma_init)
+        return MobileNetV3Large(num_classes, gamma_init=config.gamma_init, **arguments)
