@@ -15,10 +15,10 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lab: $(READY)  ## JupyterLab on runs/notebooks, a copy that is yours to edit
-	$(BIN)/python -m mnv3nb.experiments.working_copy
+	$(BIN)/python notebooks/working_copy.py
 
 site: .venv/.site  ## build/site: the pages and the notebooks of figures/$(PROFILE) as a static site; needs no network
-	$(BIN)/python docs/build.py --profile $(PROFILE)
+	$(BIN)/python docs/build_site.py --profile $(PROFILE)
 
 .venv/.site: $(READY) docs/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r docs/requirements.txt
@@ -31,7 +31,7 @@ soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
 	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"
 
 readme: $(READY)  ## its tables and numbers from what the other targets have measured
-	$(BIN)/python -m mnv3nb.report.pages
+	$(BIN)/python docs/pages.py
 
 exercises: $(READY)  ## the students' and the solved copies of notebooks/exercises/source
 	$(BIN)/python notebooks/exercises/build.py

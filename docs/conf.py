@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site. `build.py` puts this file and all pages into one folder first."""
+"""Sphinx's settings for the site. `build_site.py` puts this file and all pages into one folder first."""
 
 import re
 

@@ -1,15 +1,15 @@
 """Structured pruning of MobileNetV3 after Liu & Lei (2023): train sparsely, score, prune, fine-tune."""
 
 from .blocks import Block, blocks
-from .checkpoint import load_model, save_model
-from .complexity import count_flops, count_macs, count_parameters, layer_costs
-from .data import Dataset
-from .datasets import load_dataset
-from .deployment.bias import fold_bias, reestimate_batchnorm
+from .costs import count_flops, count_macs, count_parameters, layer_costs
+from .data.batches import Dataset
+from .data.datasets import load_dataset
 from .importance import CRITERIA, filter_sparsity, rank_within_layers, score
 from .model import BLOCKS, DENSE_WIDTHS, MobileNetV3Large
-from .networks import build_network, load_network
+from .networks.checkpoint import load_model, save_model
+from .networks.zoo import build_network, load_network
 from .pruning import keep_masks, layer_collapse_rates, prune, threshold
+from .repair import fold_bias, reestimate_batchnorm
 from .training import TrainConfig, add_gamma_penalty, evaluate, train
 
 __version__ = "0.2.0"

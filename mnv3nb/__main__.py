@@ -9,23 +9,23 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 
-from ._device import pick_device
-from ._files import check_ending
-from .checkpoint import load_model, save_model
-from .complexity import count_flops, count_parameters
-from .datasets import check_size
-from .deployment.bias import fold_bias
-from .deployment.export import export_onnx, export_program
-from .deployment.widths import fit_masks
-from .experiments.cluster import connect
-from .experiments.grid import plan, run_grid
-from .experiments.profiles import get_profile
-from .experiments.record import recorder
-from .experiments.runs import Runs
-from .experiments.store import other_formats
+from .costs import count_flops, count_parameters
+from .data.datasets import check_size
+from .deploy.export import export_onnx, export_program
+from .deploy.widths import fit_masks
 from .importance import NEEDS_DATA, score
+from .networks.checkpoint import load_model, save_model
 from .pruning import keep_masks, prune
-from .slimming.job import Job
+from .repair import fold_bias
+from .runs.cluster import connect
+from .runs.find_or_train import Runs
+from .runs.folder import other_formats
+from .runs.grid import plan, run_grid
+from .runs.profiles import get_profile
+from .runs.record import recorder
+from .slim.job import Job
+from .system.device import pick_device
+from .system.files import check_ending
 
 
 def figures(add):
@@ -38,7 +38,7 @@ def figures(add):
     def run(options) -> int:
         import yaml  # late: these two come with the notebooks' packages, which the other commands do without
 
-        from .experiments.notebooks import run_notebooks
+        from .runs.notebooks import run_notebooks
 
         try:
             parameters = {"profile": options.profile} | {name: yaml.safe_load(value) for name, value in options.p}
@@ -100,7 +100,7 @@ def slim(add):
         )
 
     def run(options) -> int:
-        from .slimming.slim import slim  # late, because it brings pandas, matplotlib and nbconvert
+        from .slim.stages import slim  # late, because it brings pandas, matplotlib and nbconvert
 
         folder = slim(Job(**{option.name: getattr(options, option.name) for option in fields(Job)}))
         print((folder / "report.md").read_text(encoding="utf-8").partition("![")[0])

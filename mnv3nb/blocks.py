@@ -1,6 +1,6 @@
 """The inverted-residual blocks of any network, found by what their layers are, and how to narrow a layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -88,6 +88,20 @@ def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inp
     layer.out_channels = layer.weight.shape[0]
     layer.in_channels = layer.out_channels if depthwise else layer.weight.shape[1]
     layer.groups = layer.out_channels if depthwise else 1
+
+
+def inputs_of(layers: Sequence[nn.Module], model: nn.Module, x: Tensor) -> list[Tensor]:
+    """What each of `layers` takes when `model` runs on `x`."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[layer] = inputs[0]
+
+    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return [seen[layer] for layer in layers]
 
 
 def _match(name: str, module: nn.Module) -> Block | None:

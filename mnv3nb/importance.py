@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._files import lookup
 from .blocks import blocks
-from .data import to_input
+from .data.batches import to_input
+from .system.files import lookup
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from . import plots
-from ._files import default_home, write_atomically
-from .data import Dataset
-from .datasets import load_once
-from .experiments.config import RunConfig
-from .experiments.grid import run_grid
-from .experiments.notebooks import RUNS_MIME
-from .experiments.profiles import get_profile
-from .experiments.runs import Runs
-from .experiments.store import Run
+from .data.batches import Dataset
+from .data.datasets import load_once
 from .report.verdicts import reproduction, shown
+from .runs.config import RunConfig
+from .runs.find_or_train import Runs
+from .runs.folder import Run
+from .runs.grid import run_grid
+from .runs.notebooks import RUNS_MIME
+from .runs.profiles import get_profile
+from .system.files import default_home, write_atomically
 
 ROWS = 40  # of a long table that are displayed; its file has all
 

@@ -44,9 +44,9 @@ def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
 class InvertedResidual(nn.Module):
     """One block (Figures 1 and 3): 1×1 expansion, depthwise convolution, squeeze-and-excitation, linear projection."""
 
-    def __init__(self, channels: int, row: tuple, width: int, squeeze: int, stride: int):
+    def __init__(self, channels: int, row: tuple, width: int, squeeze: int):
         super().__init__()
-        kernel, _, out, has_se, activation, _ = row
+        kernel, _, out, has_se, activation, stride = row
         act = ACTIVATIONS[activation]
         self.expand = Conv2dNormActivation(channels, width, 1, activation_layer=act)
         self.depthwise = Conv2dNormActivation(width, width, kernel, stride, groups=width, activation_layer=act)
@@ -64,9 +64,10 @@ class MobileNetV3Large(nn.Module):
 
     `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
     where the block has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: initial γ of every
-    BatchNorm (network slimming takes 0.5). `strides`: 15 strides of the blocks (None: Table 5's). `initial`: how
-    weights are drawn, "fan_out" (as in torchvision's MobileNets) or "torch" (PyTorch's default for each layer). Input (N, 3, H, W) floats from `to_input`, H and W ≥ 32 advised; output
-    (N, num_classes) logits. Raises ValueError for a list of another length or a width out of range.
+    BatchNorm (network slimming takes 0.5). `strides`: of the 15 blocks (None: Table 5's). `initial`: weights drawn as
+    torchvision's MobileNets draw them ("fan_out") or by PyTorch's defaults ("torch"). Input (N, 3, H, W) floats from
+    `to_input`, H and W ≥ 32 advised; output (N, num_classes) logits. Raises ValueError for a list of another length or
+    a width out of range.
     """
 
     architecture = "mnv3nb/MobileNetV3Large"
@@ -92,7 +93,8 @@ class MobileNetV3Large(nn.Module):
             raise ValueError(f"initial must be one of {', '.join(INITIAL)}, got {initial!r}")
         channels = (STEM, *OUTPUTS)  # into block i; the last into the head
         self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
-        self.blocks = nn.ModuleList(map(InvertedResidual, channels[:-1], BLOCKS, widths, squeeze, strides))
+        rows = [(*row[:-1], stride) for row, stride in zip(BLOCKS, strides)]
+        self.blocks = nn.ModuleList(map(InvertedResidual, channels[:-1], rows, widths, squeeze))
         self.head = Conv2dNormActivation(channels[-1], HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, num_classes))
         if not self.stem[0].weight.is_meta:  # on the meta device there are shapes only

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._device import Replayed, adam, fast_forward, pick_device, set_rate
-from ._progress import Progress
-from ._tensors import restore, snapshot
 from .blocks import batch_norms, blocks
-from .data import AUGMENTATIONS, Dataset, batches, to_input
-from .folders import read_ahead
+from .data.batches import AUGMENTATIONS, Dataset, batches, read_ahead, to_input
+from .system.device import pick_device
+from .system.progress import Progress
+from .system.speed import Replayed, adam, fast_forward, set_rate
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
@@ -207,3 +206,20 @@ def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int,
         lr = learning_rate(config, (epoch - 1) * steps + (step := min(good, steps - 1)), steps)
         where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
         raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := state.get(f"optimizer.{name}.{key}")) is None:  # a frozen parameter
+                continue
+            value = value.to(parameter.device)
+            optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)

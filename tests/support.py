@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large, TrainConfig, reestimate_batchnorm
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import SPLITS
-from mnv3nb.experiments.config import PruneConfig, RunConfig
-from mnv3nb.experiments.runs import Runs
+from mnv3nb.data.batches import SPLITS
+from mnv3nb.runs.config import PruneConfig, RunConfig
+from mnv3nb.runs.find_or_train import Runs
 
 ROOT = Path(__file__).resolve().parent.parent
 # processes that start in milliseconds, forked from a server which has torch loaded and has trained nothing
 FORK = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
 if sys.platform != "win32":
-    FORK.set_forkserver_preload(["mnv3nb.experiments.grid"])
+    FORK.set_forkserver_preload(["mnv3nb.runs.grid"])
 # 3 steps per epoch on 8×8 images: a real training that takes a third of a second per epoch
 TINY = TrainConfig(epochs=2, batch_size=16, image_size=8, lr=3e-3, lam=1e-3, gamma_init=0.5)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from explorer_page import explorer_page
 from support import ROOT
 
 from mnv3nb import count_flops, count_parameters, keep_masks, prune, score
-from mnv3nb.experiments.profiles import get_profile
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.report.explorer_page import explorer_page
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.profiles import get_profile
 
 CHROMIUM = shutil.which(os.environ.get("MNV3NB_CHROMIUM", "chromium"))
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

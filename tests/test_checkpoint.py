@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from support import lively, same_tensors, tree
 
 from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, filter_sparsity, keep_masks, load_model, prune, save_model, score
-from mnv3nb._files import write_atomically
-from mnv3nb._tensors import FORMAT, halve, load_tensors, save_tensors
+from mnv3nb.networks.checkpoint import halve
+from mnv3nb.system.files import write_atomically
+from mnv3nb.system.tensors import FORMAT, load_tensors, save_tensors
 
 RATES = (0.1, 0.3, 0.45, 0.5, 0.7)
 

@@ -14,13 +14,13 @@ from support import ROOT, lively, same_tensors
 
 from mnv3nb import DENSE_WIDTHS, count_flops, count_parameters, keep_masks, load_model, prune, save_model, score, train
 from mnv3nb.__main__ import COMMANDS, main
-from mnv3nb.deployment.bias import fold_bias
-from mnv3nb.deployment.widths import fit_masks
-from mnv3nb.experiments.grid import plan
-from mnv3nb.experiments.profiles import get_profile
-from mnv3nb.experiments.runs import Runs
+from mnv3nb.deploy.widths import fit_masks
+from mnv3nb.repair import fold_bias
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.grid import plan
+from mnv3nb.runs.profiles import get_profile
 
-TRAIN = "mnv3nb.experiments.runs.train"
+TRAIN = "mnv3nb.runs.find_or_train.train"
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_interrupted_it_reports_that_it_can_be_resumed(capsys, monkeypatch, numb
     ],
 )
 def test_figures_refuses_unknown_names_before_any_notebook_runs(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", None)
+    monkeypatch.setattr("mnv3nb.runs.notebooks._run_notebook", None)
     refused(capsys, ["figures", *arguments], message)
 
 
@@ -272,12 +272,12 @@ def test_figures_passes_parameters_on_and_ends_with_1_if_a_notebook_fails(capsys
         calls.append((path.name[:2], parameters, timeout))
         return "cell 3: ValueError: no" if path.name.startswith("02") else None
 
-    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", run)
+    monkeypatch.setattr("mnv3nb.runs.notebooks._run_notebook", run)
     assert main(["figures", "--profile", "smoke", "--only", "2,00", "-p", "seed", "4", "--timeout", "9"]) == 1
     given = {"profile": "smoke", "seed": 4}
     assert calls == [("02", given | {"seeds": 1}, 9.0), ("00", given, 9.0)]
     assert capsys.readouterr().err == "mnv3nb figures: 02_sparse_training.ipynb: cell 3: ValueError: no\n"
-    monkeypatch.setattr("mnv3nb.experiments.notebooks._run_notebook", lambda *_: None)
+    monkeypatch.setattr("mnv3nb.runs.notebooks._run_notebook", lambda *_: None)
     assert main(["figures", "--profile", "smoke"]) == 0
 
 

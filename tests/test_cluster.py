@@ -18,12 +18,12 @@ from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster
 from support import TINY, child_of, same_tensors, timeless, tree
 
 from mnv3nb.__main__ import main
-from mnv3nb.experiments import cluster
-from mnv3nb.experiments.cluster import check_versions, connect, keep, versions, work
-from mnv3nb.experiments.config import RunConfig
-from mnv3nb.experiments.grid import run_grid
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.experiments.store import FILES
+from mnv3nb.runs import cluster
+from mnv3nb.runs.cluster import check_versions, connect, keep, versions, work
+from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.folder import FILES
+from mnv3nb.runs.grid import run_grid
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="hides a folder behind /proc/self")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from mnv3nb.experiments.notebooks import SOURCES, find_notebooks
+from mnv3nb.runs.notebooks import SOURCES, find_notebooks
 
 COURSE = (SOURCES / "README.md").read_text()
 PAGES = sorted(

@@ -14,9 +14,9 @@ import torch
 from torchvision import datasets
 
 from mnv3nb import load_dataset
-from mnv3nb._files import default_home
-from mnv3nb.data import SPLITS
-from mnv3nb.datasets import CHECKSUMS, content_checksum, data_checksum
+from mnv3nb.data.batches import SPLITS
+from mnv3nb.data.datasets import CHECKSUMS, content_checksum, data_checksum
+from mnv3nb.system.files import default_home
 
 
 def arrays(

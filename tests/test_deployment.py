@@ -23,10 +23,10 @@ from mnv3nb import (
     score,
 )
 from mnv3nb.blocks import Block, batch_norms
-from mnv3nb.data import to_input
-from mnv3nb.deployment import explain, export, latency, widths
-from mnv3nb.deployment.bias import fold_bias
+from mnv3nb.data.batches import to_input
+from mnv3nb.deploy import export, latency, widths
 from mnv3nb.pruning import top_masks
+from mnv3nb.repair import fold_bias
 
 OURS = "mnv3nb/MobileNetV3Large"
 NETWORKS = [
@@ -279,7 +279,7 @@ def test_interleaved_gives_every_runner_its_turn_in_every_round():
 
 def test_latencies_of_blocks_come_for_every_width_asked(template):
     asked = [[width, max(1, width // 2)] for width in DENSE_WIDTHS]
-    table = explain.block_latencies(template, MobileNetV3Large(), asked, rounds=2)
+    table = latency.block_latencies(template, MobileNetV3Large(), asked, rounds=2)
     assert list(zip(table.block, table.width)) == [(i, width) for i, pair in enumerate(asked) for width in pair]
     assert (table.ms > 0).all() and (table.share > 0).all()
     assert (table.groupby("block").ratio.first() == 1).all()
@@ -289,18 +289,18 @@ def test_a_block_is_measured_with_the_hidden_channels_it_has(template, monkeypat
     model, seen = MobileNetV3Large(), []
     small = prune(model, every_third(model), "keep")
     monkeypatch.setattr(
-        explain, "_weights", lambda block, width, hidden: seen.append(hidden) or block.module.state_dict()
+        latency, "_weights", lambda block, width, hidden: seen.append(hidden) or block.module.state_dict()
     )
-    monkeypatch.setattr(explain, "with_weights", lambda part, weights: part)
-    monkeypatch.setattr(explain, "onnx_runner", lambda graph: lambda: None)
-    explain.block_latencies(template, small, [[width] for width in small.widths], rounds=1)
+    monkeypatch.setattr(latency, "with_weights", lambda part, weights: part)
+    monkeypatch.setattr(latency, "onnx_runner", lambda graph: lambda: None)
+    latency.block_latencies(template, small, [[width] for width in small.widths], rounds=1)
     assert tuple(seen) == small.squeeze != prune(model, every_third(model)).squeeze
 
 
 def test_explain_latency_has_one_row_per_block():
     model = with_statistics("torchvision/mobilenet_v3_small")
     pruned = prune(model, every_third(model))
-    table = explain.explain_latency(pruned, image_size=32, rounds=2)
+    table = latency.explain_latency(pruned, image_size=32, rounds=2)
     assert table.block.tolist() == [block.name for block in blocks(model)]
     assert table.width.tolist() == [block.width for block in blocks(pruned)]
     assert 0.3 < table.flops_share.sum() < 1 and (table.time_share > 0).all()

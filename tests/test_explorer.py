@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from explorer_page import explorer_data, explorer_page
 from support import ROOT
 
 from mnv3nb import count_flops, count_parameters, keep_masks, prune, score, threshold
-from mnv3nb.experiments.profiles import SMOKE, get_profile
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.explorer import Explorer
-from mnv3nb.plots.picture import STAGES, score_bins
-from mnv3nb.report.explorer_page import cost_tables, explorer_data, explorer_page, network_cost
+from mnv3nb.explorer.picture import STAGES, score_bins
+from mnv3nb.explorer.sliders import Explorer
+from mnv3nb.explorer.tables import cost_tables, network_cost
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.profiles import SMOKE, get_profile
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_slow_score_is_announced_and_the_old_picture_dimmed(explorer, monkeypa
         shown_busy.wait(60)
         return score(*arguments)
 
-    monkeypatch.setattr("mnv3nb.explorer.score", slow)
+    monkeypatch.setattr("mnv3nb.explorer.sliders.score", slow)
     explorer.controls["criterion"].value = "l2"  # returns before the scores are there
     assert explorer.status.value == "computing …" and "mnv3nb-stale" in explorer.views[0]._dom_classes
     explorer.controls["rate"].value = 20  # is not held up either
@@ -161,7 +162,7 @@ def test_the_pages_numbers_are_the_modules():
 
 
 def test_the_sites_page_shows_recorded_accuracies_and_needs_neither_data_nor_training(monkeypatch, tmp_path):
-    monkeypatch.setattr("mnv3nb.experiments.runs.train", None)
+    monkeypatch.setattr("mnv3nb.runs.find_or_train.train", None)
     profile = replace(get_profile("cifar"), criteria=("gamma_sparsity",))
     data = explorer_data(Runs(tmp_path, ROOT / "results", progress=False), profile)
     recorded = data["criteria"]["gamma_sparsity"]["accuracies"][1]

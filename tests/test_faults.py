@@ -26,15 +26,15 @@ from support import FORK
 
 from mnv3nb import MobileNetV3Large, TrainConfig, load_dataset, load_model, save_model
 from mnv3nb.__main__ import main
-from mnv3nb._files import write_atomically
-from mnv3nb._tensors import load_tensors, save_tensors
-from mnv3nb.data import SPLITS
-from mnv3nb.experiments import grid
-from mnv3nb.experiments.config import PruneConfig, RunConfig
-from mnv3nb.experiments.grid import run_grid
-from mnv3nb.experiments.profiles import get_profile
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.experiments.store import FILES, read_run
+from mnv3nb.data.batches import SPLITS
+from mnv3nb.runs import grid
+from mnv3nb.runs.config import PruneConfig, RunConfig
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.folder import FILES, read_run
+from mnv3nb.runs.grid import run_grid
+from mnv3nb.runs.profiles import get_profile
+from mnv3nb.system.files import write_atomically
+from mnv3nb.system.tensors import load_tensors, save_tensors
 
 GRID = int(os.environ.get("MNV3NB_GRID", "9"))
 KILLS = int(os.environ.get("MNV3NB_KILLS", "25"))
@@ -241,8 +241,8 @@ CELLS = (
     """
 from pathlib import Path
 from mnv3nb import TrainConfig
-from mnv3nb.experiments.config import RunConfig
-from mnv3nb.experiments.runs import Runs
+from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.find_or_train import Runs
 runs = Runs({store!r}, "none", progress=False)
 """,
     "run = runs.run({config!r})",
@@ -283,7 +283,7 @@ def test_a_kernel_interrupted_in_a_run_resumes_when_the_cell_is_run_again(long, 
 def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long, tmp_path, monkeypatch):
     import nbformat
 
-    from mnv3nb.experiments.notebooks import run_notebooks
+    from mnv3nb.runs.notebooks import run_notebooks
 
     config, reference = long
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))

@@ -5,9 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mnv3nb.experiments.notebooks import SOURCES, find_notebooks, source_digest
-from mnv3nb.experiments.profile import EXPERIMENTS
-from mnv3nb.experiments.profiles import get_profile
+from mnv3nb.runs.notebooks import SOURCES, find_notebooks, source_digest
+from mnv3nb.runs.profiles import EXPERIMENTS, get_profile
 
 FIGURES = Path(__file__).parent.parent / "figures" / "digits"
 PAPER = {

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from mnv3nb import lab as module
-from mnv3nb._progress import Progress
-from mnv3nb.experiments.notebooks import RUNS_MIME
 from mnv3nb.lab import Lab
-from mnv3nb.report.claim import Claim
+from mnv3nb.report.claims import Claim
 from mnv3nb.report.verdicts import judge, reproduction, shown
+from mnv3nb.runs.notebooks import RUNS_MIME
+from mnv3nb.system.progress import Progress
 
 
 @pytest.fixture

@@ -19,15 +19,14 @@ from mnv3nb import (
     keep_masks,
     load_model,
     load_network,
-    networks,
     prune,
     save_model,
     score,
     train,
 )
-from mnv3nb.data import to_input
-from mnv3nb.deployment.export import session, to_onnx
-from mnv3nb.networks import normalise_input
+from mnv3nb.data.batches import to_input
+from mnv3nb.deploy.export import session, to_onnx
+from mnv3nb.networks.zoo import normalise_input
 
 FOUND = {
     "mnv3nb/MobileNetV3Large": 15,
@@ -222,7 +221,7 @@ def test_the_papers_own_network_gets_as_many_classes_as_are_asked(tmp_path):
 
 
 def test_a_network_of_timm_says_how_to_get_timm(monkeypatch):
-    monkeypatch.setattr(networks, "find_spec", lambda name: None)
+    monkeypatch.setattr("mnv3nb.networks.zoo.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"^timm/x needs timm: pip install timm$"):
         build_network("timm/x", 2)
 

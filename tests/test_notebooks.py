@@ -17,7 +17,7 @@ import psutil
 import pytest
 from support import ROOT
 
-from mnv3nb.experiments.notebooks import RUNS_MIME, find_notebooks, parameters_of, run_notebooks, source_digest
+from mnv3nb.runs.notebooks import RUNS_MIME, find_notebooks, parameters_of, run_notebooks, source_digest
 
 SOURCES = find_notebooks()
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -246,7 +246,7 @@ def test_an_interrupted_notebook_leaves_no_kernel_behind(folder):
 
 
 def test_a_killed_call_leaves_neither_process_nor_half_a_copy(folder):
-    imports = "from pathlib import Path; from mnv3nb.experiments.notebooks import run_notebooks"
+    imports = "from pathlib import Path; from mnv3nb.runs.notebooks import run_notebooks"
     call = f"{imports}; run_notebooks('02', 60, Path({str(folder)!r}), profile='smoke')"
     process = subprocess.Popen([sys.executable, "-c", call], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 60
@@ -264,7 +264,7 @@ def test_of_a_run_that_left_no_copy_an_old_one_stays_and_the_failure_is_told(fol
     copy = folder / "home" / "figures" / "smoke" / "01_good.ipynb"
     copy.parent.mkdir(parents=True)
     copy.write_text("old")
-    monkeypatch.setattr("mnv3nb.experiments.notebooks.parameters_of", lambda path: {"profile"})
+    monkeypatch.setattr("mnv3nb.runs.notebooks.parameters_of", lambda path: {"profile"})
     (failure,) = run_notebooks("01", 60, folder, profile="smoke")
     assert "left no copy" in failure and copy.read_text() == "old"
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from support import lively, random_masks
 
 from mnv3nb import BLOCKS, DENSE_WIDTHS, MobileNetV3Large, count_macs, evaluate, filter_sparsity, prune, score, train
-from mnv3nb._device import pick_device
-from mnv3nb._small_maps import SmallMaps
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import to_input
+from mnv3nb.data.batches import to_input
+from mnv3nb.system.device import pick_device
+from mnv3nb.system.speed import SmallMaps
 from mnv3nb.training import SCHEDULES, TrainConfig, learning_rate
 
 CUT = (3, [0.5, 0.9, 0.1] * 5)

@@ -13,7 +13,7 @@ from support import ROOT
 
 from mnv3nb import MobileNetV3Large, add_gamma_penalty, load_dataset, load_model
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import to_input
+from mnv3nb.data.batches import to_input
 
 EXAMPLES = ROOT / "notebooks" / "your_own_loop"
 
@@ -67,6 +67,6 @@ def test_lightning_reaches_the_gammas_of_a_plain_loop(tiny_npz, tmp_path):
 
 
 def test_each_example_fits_on_a_screen_and_is_shown():
-    page = (ROOT / "mnv3nb" / "experiments" / "README.md").read_text()
+    page = (ROOT / "mnv3nb" / "runs" / "README.md").read_text()
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60 and path.name in page

@@ -22,7 +22,7 @@ from mnv3nb import (
     score,
     threshold,
 )
-from mnv3nb.deployment.widths import block_costs
+from mnv3nb.deploy.widths import block_costs
 from mnv3nb.importance import CRITERIA, Expansion
 from mnv3nb.model import squeeze_widths
 from mnv3nb.pruning import top_masks

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import cuts, lively, random_masks, same_tensors
 
 from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large, keep_masks, load_model, prune, save_model, threshold
-from mnv3nb.data import batches, to_input
+from mnv3nb.data.batches import batches, to_input
 from mnv3nb.model import squeeze_widths
 
 few = settings(max_examples=8)

@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pages
 import pandas as pd
 import pytest
 import torch
 
 from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, count_parameters, paper
-from mnv3nb.experiments.config import RunConfig
-from mnv3nb.experiments.profile import EXPERIMENTS
-from mnv3nb.experiments.profiles import PROFILES, get_profile
-from mnv3nb.report import measures, pages
+from mnv3nb.data.batches import to_input
+from mnv3nb.report import feature_maps, measures
 from mnv3nb.report.claims import claims, questions
 from mnv3nb.report.statistics import VERDICTS
 from mnv3nb.report.verdicts import counts, judge, judged, reproduction, shown
+from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES, get_profile
 
 ROOT = Path(__file__).parent.parent
 CIFAR = get_profile("cifar")
@@ -242,25 +243,25 @@ def test_shares_of_filters():
 
 
 def test_effective_rank_counts_different_features():
-    assert measures.effective_rank(torch.eye(4)) == pytest.approx(4)
-    assert measures.effective_rank(torch.ones(4, 4)) == pytest.approx(1)
-    assert measures.effective_rank(torch.zeros(2, 2)) == 0
+    assert feature_maps.effective_rank(torch.eye(4)) == pytest.approx(4)
+    assert feature_maps.effective_rank(torch.ones(4, 4)) == pytest.approx(1)
+    assert feature_maps.effective_rank(torch.zeros(2, 2)) == 0
 
 
 def test_class_share_is_1_where_classes_explain_all_and_0_where_nothing():
     labels = torch.tensor([0, 0, 1, 1])
-    assert measures.class_share(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), labels) == pytest.approx(1)
-    assert measures.class_share(torch.tensor([[1.0], [3.0], [1.0], [3.0]]), labels) == pytest.approx(0)
+    assert feature_maps.class_share(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), labels) == pytest.approx(1)
+    assert feature_maps.class_share(torch.tensor([[1.0], [3.0], [1.0], [3.0]]), labels) == pytest.approx(0)
 
 
 def test_map_statistics_of_kept_channels_are_those_of_a_plain_loop(dense, digits):
     images, labels = digits.test_images[:40], digits.test_labels[:40]
     masks = [torch.arange(width) % 2 == 0 for width in DENSE_WIDTHS]
-    row = measures.map_statistics(dense, images, labels, 32, masks)[3]
-    maps = measures.expansion_maps(dense, measures.to_input(images, 32))[3][:, masks[3]]
+    row = feature_maps.map_statistics(dense, images, labels, 32, masks)[3]
+    maps = feature_maps.expansion_maps(dense, to_input(images, 32))[3][:, masks[3]]
     flat = maps.movedim(1, 0).flatten(1).double()
     assert row["variance"] == pytest.approx(float(flat.var(1, correction=0).mean()), rel=1e-4)
-    assert row["rank"] == pytest.approx(measures.effective_rank(torch.cov(flat, correction=0)), rel=1e-4)
+    assert row["rank"] == pytest.approx(feature_maps.effective_rank(torch.cov(flat, correction=0)), rel=1e-4)
 
 
 def test_both_accuracies_of_the_own_mean_come_from_the_same_images(dense, monkeypatch):
@@ -284,7 +285,7 @@ def test_own_mean_sparsity_is_blind_to_a_filters_size():
 def test_maps_that_do_not_change_learn_nothing(dense):
     p = get_profile("digits")
     before, after = FakeRun(p.sparse_run(), 90.0, dense), FakeRun(p.pruned_run(0.0), 90.0, dense)
-    found = measures.maps_learn(before, after, images=40)
+    found = feature_maps.maps_learn(before, after, images=40)
     assert found == pytest.approx({"variance": 0, "rank": 0, "class_share": 0}, abs=1e-6)
 
 

@@ -7,10 +7,9 @@ import pytest
 from support import ROOT
 
 from mnv3nb import evaluate, load_dataset
-from mnv3nb.experiments.profile import EXPERIMENTS
-from mnv3nb.experiments.profiles import PROFILES
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.experiments.store import other_formats, read_run
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.folder import other_formats, read_run
+from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES
 
 RESULTS = ROOT / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))

@@ -13,18 +13,18 @@ import torch
 from support import FORK, TINY, child_of, fresh, same_tensors, timeless, train_run, tree, write_npz
 
 from mnv3nb import DENSE_WIDTHS, Dataset, blocks, keep_masks, load_dataset, prune, score, train
-from mnv3nb._device import environment
-from mnv3nb.data import SPLITS
-from mnv3nb.experiments import grid, store
-from mnv3nb.experiments.config import PruneConfig, RunConfig
-from mnv3nb.experiments.grid import plan, run_grid, work_left
-from mnv3nb.experiments.profile import EXPERIMENTS
-from mnv3nb.experiments.profiles import PROFILES, get_profile
-from mnv3nb.experiments.record import record
-from mnv3nb.experiments.runs import Runs
-from mnv3nb.experiments.store import FILES, State, lock_run, other_formats, write_state
+from mnv3nb.data.batches import SPLITS
+from mnv3nb.runs import folder as store
+from mnv3nb.runs import grid
+from mnv3nb.runs.config import PruneConfig, RunConfig
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.folder import FILES, State, lock_run, other_formats, write_state
+from mnv3nb.runs.grid import plan, run_grid, work_left
+from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES, get_profile
+from mnv3nb.runs.record import record
+from mnv3nb.system.device import environment
 
-TRAIN = "mnv3nb.experiments.runs.train"
+TRAIN = "mnv3nb.runs.find_or_train.train"
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_a_run_resumed_elsewhere_names_both_environments(config, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store, "write_state", stop)
         there = {"hardware": "another machine"}
-        patch.setattr("mnv3nb.experiments.runs.environment", lambda device: environment(device) | there)
+        patch.setattr("mnv3nb.runs.find_or_train.environment", lambda device: environment(device) | there)
         runs.run(config)
     result = runs.run(config).result
     (earlier,) = result["earlier_environments"]

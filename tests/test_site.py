@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_site
 import pytest
 from support import ROOT
 
@@ -16,17 +17,9 @@ NEEDS = ("sphinx", "myst_nb", "sphinx_book_theme", "latex2mathml")
 
 
 @pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("build", DOCS / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def staged(build, tmp_path_factory) -> Path:
+def staged(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "source"
-    build.stage(folder, "digits", "owner/name")
+    build_site.stage(folder, "digits", "owner/name")
     return folder
 
 
@@ -40,13 +33,13 @@ def test_every_page_that_the_contents_name_is_there_and_every_page_is_named(stag
     assert set(staged.rglob("*.md")) | set(staged.rglob("*.ipynb")) == pages
 
 
-def test_every_link_of_every_page_leads_to_a_file_of_the_site(staged, build):
+def test_every_link_of_every_page_leads_to_a_file_of_the_site(staged):
     texts = {page: page.read_text() for page in staged.rglob("*.md")}
     for page in staged.rglob("*.ipynb"):
         cells = json.loads(page.read_text())["cells"]
         texts[page] = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
     for page, text in texts.items():
-        for link in build.LINK.findall(text):
+        for link in build_site.LINK.findall(text):
             assert (page.parent / link).is_file(), f"{page.relative_to(staged)}: {link}"
 
 
@@ -66,8 +59,8 @@ def test_a_notebook_is_the_executed_one_with_buttons_below_its_title(staged):
         assert url in links
 
 
-def test_a_copy_for_colab_installs_first_and_keeps_its_one_parameters_cell(build, tmp_path):
-    build.colab(tmp_path / "colab", "owner/name")
+def test_a_copy_for_colab_installs_first_and_keeps_its_one_parameters_cell(tmp_path):
+    build_site.colab(tmp_path / "colab", "owner/name")
     for path in (tmp_path / "colab").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         assert cells[0]["cell_type"] == "markdown" and "github.com/owner/name" in cells[1]["source"]
@@ -75,8 +68,8 @@ def test_a_copy_for_colab_installs_first_and_keeps_its_one_parameters_cell(build
         assert len({cell["id"] for cell in cells}) == len(cells)
 
 
-def test_its_api_pages_have_every_public_module(build):
-    pages = "".join(build.api_page(storey) for storey in build.STOREYS)
+def test_its_api_pages_have_every_public_module():
+    pages = "".join(build_site.api_page(name) for name in ("method", *build_site.FOLDERS))
     modules = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.glob("mnv3nb/**/*.py")
     }
@@ -87,9 +80,9 @@ def test_its_api_pages_have_every_public_module(build):
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, NEEDS)), reason="Sphinx is not installed: `make site` brings it"
 )
-def test_it_builds_without_network_and_without_a_warning(build, tmp_path):
+def test_it_builds_without_network_and_without_a_warning(tmp_path):
     """Two pages and one notebook with formulas stand for all: a whole build takes half a minute."""
-    build.stage(tmp_path / "source", "digits", None)
+    build_site.stage(tmp_path / "source", "digits", None)
     for path in (tmp_path / "source").rglob("*"):
         if path.suffix in (".md", ".ipynb") and path.stem not in ("index", "GLOSSARY", "03_importance", "core"):
             path.unlink()

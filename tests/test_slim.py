@@ -22,13 +22,12 @@ from support import ROOT, same_tensors
 
 from mnv3nb import TrainConfig, blocks, build_network, load_dataset, load_model, load_network, save_model, train
 from mnv3nb.__main__ import main
-from mnv3nb.data import SPLITS
-from mnv3nb.datasets import content_checksum, data_checksum
-from mnv3nb.deployment.export import onnx_labels
-from mnv3nb.folders import read_ahead
-from mnv3nb.slimming import slim as slimming
-from mnv3nb.slimming.job import Job
-from mnv3nb.slimming.report import accuracies
+from mnv3nb.data.batches import SPLITS, read_ahead
+from mnv3nb.data.datasets import content_checksum, data_checksum
+from mnv3nb.deploy.export import onnx_labels
+from mnv3nb.slim import stages as slimming
+from mnv3nb.slim.job import Job
+from mnv3nb.slim.page import accuracies
 
 NETWORK = "torchvision/mobilenet_v3_small"
 
@@ -124,7 +123,7 @@ def test_no_file_is_mapped_when_it_is_removed_which_windows_refuses(photos, tmp_
         def __exit__(self, *_):
             self.cleanup()
 
-    monkeypatch.setattr("mnv3nb.folders.tempfile.TemporaryDirectory", Removed)
+    monkeypatch.setattr("mnv3nb.data.photos.tempfile.TemporaryDirectory", Removed)
     load_dataset(photos, tmp_path)
 
 

@@ -8,10 +8,10 @@ import torch
 from support import TINY, fresh, same_tensors, timeless
 
 from mnv3nb import Dataset, MobileNetV3Large, evaluate, reestimate_batchnorm, train
-from mnv3nb._device import Replayed
-from mnv3nb._tensors import load_tensors, save_tensors
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import batches, to_input
+from mnv3nb.data.batches import batches, to_input
+from mnv3nb.system.speed import Replayed
+from mnv3nb.system.tensors import load_tensors, save_tensors
 from mnv3nb.training import learning_rate
 
 # train

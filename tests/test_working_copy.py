@@ -7,9 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from support import ROOT
+from working_copy import START, working_copy
 
-from mnv3nb.experiments.notebooks import SOURCES
-from mnv3nb.experiments.working_copy import START, working_copy
+from mnv3nb.runs.notebooks import SOURCES
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 from torch import nn
 
 from ..blocks import Block, blocks
-from ..complexity import count_parameters, layer_costs
+from ..costs import count_parameters, layer_costs
 from .style import ROLES
 
 ACTIVATIONS = {nn.ReLU: "ReLU", nn.ReLU6: "ReLU6", nn.Hardswish: "h-swish", nn.SiLU: "SiLU"}

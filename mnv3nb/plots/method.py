@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import paper
 from ..blocks import Block, blocks
-from ..complexity import count_parameters
+from ..costs import count_parameters
 from ..importance import score
 from ..model import DENSE_WIDTHS
 from ..pruning import threshold

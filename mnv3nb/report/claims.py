@@ -1,22 +1,105 @@
 """Every number and claim of the paper: what is printed, which runs ours comes from, how it is measured."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
 import torch
 
 from .. import paper
-from ..complexity import layer_costs
-from ..experiments.config import RunConfig
-from ..experiments.profile import Profile
-from ..experiments.store import Run
+from ..costs import layer_costs
 from ..model import DENSE_WIDTHS, MobileNetV3Large
 from ..pruning import keep_masks
-from . import measures
-from .claim import Claim, RunsOfSeed, accuracy_claim, by_criterion, gain_claim, not_cifar, pruned, sparse
-from .measures import HALF
+from ..runs.config import RunConfig
+from ..runs.folder import Run
+from ..runs.profiles import Profile
+from . import feature_maps, measures
+from .measures import HALF, accuracy, gain
 from .statistics import MARGIN
+
+RunsOfSeed = Callable[[int], list[RunConfig]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One number or claim of the paper, and how ours is found: `measure` of the runs that `runs` names for a seed.
+
+    `kind`: "exact" (a fact without runs, compared as printed by `form`); "points" (accuracies and their differences:
+    the interval of our mean against paper ± `margin`); "value" (the interval of one more seed against paper ±
+    `margin`); "log" (the same within a factor of `margin`); "above" and "below" (`paper` is the bound). `least`: the
+    paper's number is only known to lie between it and `paper`. `networks`: the runs' networks and test images are
+    needed. `cannot`: why it cannot be checked. `note`: what a reader should know. `main`: part of the summary.
+    """
+
+    source: str
+    name: str
+    paper: float
+    measure: Callable[..., float]
+    runs: RunsOfSeed | None = None
+    kind: str = "value"
+    margin: float = 0.0
+    least: float = math.nan
+    form: str = ""
+    networks: bool = False
+    cannot: str = ""
+    note: str = ""
+    main: bool = False
+
+    @property
+    def target(self) -> tuple[float, float]:
+        """The range in which our interval must lie (of kind "log": in decades)."""
+        if self.kind in ("above", "below"):
+            return (self.paper, math.inf) if self.kind == "above" else (-math.inf, self.paper)
+        low = self.paper if math.isnan(self.least) else self.least
+        if self.kind == "log":
+            return math.log10(low / self.margin), math.log10(self.paper * self.margin)
+        return low - self.margin, self.paper + self.margin
+
+
+def sparse(p: Profile, *lams: float, dataset: str | None = None) -> RunsOfSeed:
+    """The sparse-trained networks at these λ; without any, at the chosen one."""
+    return lambda seed: [p.sparse_run(lam, seed, dataset) for lam in lams or [p.lam]]
+
+
+def pruned(p: Profile, *rates: float, **changes) -> RunsOfSeed:
+    """The chosen λ's network pruned at these rates and fine-tuned; `changes` as of `Profile.pruned_run`."""
+    return lambda seed: [p.pruned_run(rate, seed, **changes) for rate in rates]
+
+
+def by_criterion(p: Profile, criterion: str) -> RunsOfSeed:
+    """Table 4's fine-tunings by one criterion, which count as their mean."""
+    return lambda seed: [p.pruned_run(HALF, seed, criterion, repeat) for repeat in range(p.repeats)]
+
+
+def gain_claim(p: Profile, source: str, name: str, paper: float, runs: RunsOfSeed, minus: RunsOfSeed, **more) -> Claim:
+    """A difference in accuracy, in points, paired by seed: `runs` minus `minus`."""
+    more = {"kind": "points", "margin": MARGIN, "cannot": not_cifar(p)} | more
+    measure = partial(gain, first=len(runs(0)))
+    return Claim(source, f"accuracy, {name}, points", paper, measure, lambda seed: [*runs(seed), *minus(seed)], **more)
+
+
+def accuracy_claim(
+    p: Profile, source: str, name: str, printed: float, runs: RunsOfSeed, base: tuple = (), **more
+) -> Claim:
+    """An accuracy in %: itself where the profile trains as the paper does, else minus that of `base`.
+
+    `base` (name, printed, runs) is of the same seed, so that what its runs share (image size, epochs, augmentation)
+    drops out; without one the number cannot be checked by such a profile.
+    """
+    if base and not p.judges_accuracy:
+        base_name, base_printed, base_runs = base
+        return gain_claim(p, source, f"{name} − {base_name}", round(printed - base_printed, 2), runs, base_runs, **more)
+    other = "" if p.judges_accuracy else f"profile {p.name} does not train as the paper does; differences are compared"
+    more["cannot"] = more.get("cannot") or not_cifar(p) or other
+    return Claim(source, f"accuracy, {name}, %", printed, accuracy, runs, "points", MARGIN, **more)
+
+
+def not_cifar(p: Profile) -> str:
+    """Why this profile says nothing about the paper's accuracies; empty if it does."""
+    return "" if p.dataset == "cifar10" else f"profile {p.name} trains on {p.dataset}, not on CIFAR"
+
 
 SECTIONS = ("§ 2.3", "§ 3.2.1", "§ 3.2.3", "§ 3.2.5")
 SOURCES = ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 6", *SECTIONS)
@@ -237,4 +320,4 @@ def _criterion(p: Profile) -> Iterator[Claim]:
 
 
 def _learn(column: str, before: Run, after: Run) -> float:
-    return measures.maps_learn(before, after)[column]
+    return feature_maps.maps_learn(before, after)[column]

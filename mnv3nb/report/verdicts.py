@@ -7,13 +7,12 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from .._tables import number
-from ..experiments.config import RunConfig
-from ..experiments.profile import EXPERIMENTS, Profile
-from ..experiments.runs import Runs
-from ..experiments.store import Run
-from .claim import Claim, not_cifar
-from .claims import claims
+from ..runs.config import RunConfig
+from ..runs.find_or_train import Runs
+from ..runs.folder import Run
+from ..runs.profiles import EXPERIMENTS, Profile
+from ..system.tables import number
+from .claims import Claim, claims, not_cifar
 from .statistics import SEEDS, VERDICTS, Interval, mean_interval, prediction_interval, seeds_to_decide, verdict
 
 

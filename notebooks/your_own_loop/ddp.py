@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mnv3nb import MobileNetV3Large, add_gamma_penalty, load_dataset, save_model
-from mnv3nb.data import to_input
+from mnv3nb.data.batches import to_input
 
 EPOCHS, BATCH, LR, LAM, IMAGE_SIZE = 2, 32, 0.05, 2e-3, 32
 

@@ -7,8 +7,8 @@ import platform
 import pytest
 import torch
 
-from mnv3nb._device import environment
-from mnv3nb._files import default_home
+from mnv3nb.system.device import environment
+from mnv3nb.system.files import default_home
 
 HOME = default_home()  # before the tests move it
 FOLDER = HOME / "figures" / "bench"

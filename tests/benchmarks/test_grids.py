@@ -15,9 +15,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 from mnv3nb import TrainConfig
-from mnv3nb.experiments.config import RunConfig
-from mnv3nb.experiments.grid import processes, run_grid
-from mnv3nb.experiments.runs import Runs
+from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.find_or_train import Runs
+from mnv3nb.runs.grid import processes, run_grid
 
 RUNS, ROUNDS = int(os.environ.get("MNV3NB_BENCH_RUNS", "1000")), 5
 CORES = os.cpu_count() or 1

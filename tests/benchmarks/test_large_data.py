@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mnv3nb import MobileNetV3Large, TrainConfig, train
-from mnv3nb.data import SPLITS
-from mnv3nb.folders import map_images
+from mnv3nb.data.batches import SPLITS
+from mnv3nb.data.photos import map_images
 
 SIDE = 224
 WHERE = {"disk": "memory-mapped, read ahead", "memory": "a tensor, as other data sets"}

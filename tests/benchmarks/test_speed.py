@@ -96,7 +96,7 @@ def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record
 
     def without():
         with monkeypatch.context() as patch:
-            patch.setattr("mnv3nb._device.SmallMaps", contextlib.nullcontext)
+            patch.setattr("mnv3nb.system.device.SmallMaps", contextlib.nullcontext)
             train(other, photos, config, device="cpu", progress=False)
 
     result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), without)

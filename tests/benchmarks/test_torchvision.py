@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from mnv3nb import count_parameters, fold_bias, keep_masks, load_dataset, prune, score
-from mnv3nb.data import to_input
-from mnv3nb.deployment.export import to_onnx
-from mnv3nb.deployment.latency import fused, interleaved, onnx_runner, ratios
-from mnv3nb.experiments.profiles import get_profile
-from mnv3nb.networks import build_network
+from mnv3nb.data.batches import to_input
+from mnv3nb.deploy.export import to_onnx
+from mnv3nb.deploy.latency import fused, interleaved, onnx_runner, ratios
+from mnv3nb.networks.zoo import build_network
 from mnv3nb.report.statistics import paired_images
-from mnv3nb.slimming.job import Job
-from mnv3nb.slimming.slim import trained
+from mnv3nb.runs.profiles import get_profile
+from mnv3nb.slim.job import Job
+from mnv3nb.slim.stages import trained
 
 RATE, MULTIPLE_OF, ROUNDS = 0.5, 16, 51
 

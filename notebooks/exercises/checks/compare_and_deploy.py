@@ -9,7 +9,7 @@ from torch import Tensor
 import mnv3nb
 from mnv3nb import paper
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import to_input
+from mnv3nb.data.batches import to_input
 
 from .networks import (
     SIDE,

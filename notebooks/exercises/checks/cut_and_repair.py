@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import mnv3nb
 from mnv3nb.blocks import batch_norms
-from mnv3nb.data import to_input
+from mnv3nb.data.batches import to_input
 from mnv3nb.model import InvertedResidual
 
 from .networks import (

@@ -11,7 +11,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 import mnv3nb
 from mnv3nb.blocks import batch_norms
-from mnv3nb.deployment.widths import current_costs
+from mnv3nb.deploy.widths import current_costs
 from mnv3nb.importance import NEEDS_DATA, Expansion
 from mnv3nb.model import InvertedResidual, MobileNetV3Large
 

@@ -1,0 +1,1 @@
+"""Images and labels: batches, named data sets, folders of photos."""

@@ -1,0 +1,88 @@
+"""Images and labels as tensors; batches, augmentation and resizing on the device, in whole batches."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`; `mapped`: the images stay on the disk."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mapped: bool = False
+
+    def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
+        """The first `train_images`; `holdout` > 0: the last `holdout` training images replace the test images."""
+        total, available = len(self.train_images), len(self.train_images) - holdout
+        count = available if train_images is None else train_images
+        if not (0 <= holdout < total and 1 <= count <= available):
+            raise ValueError(f"train_images={train_images} with holdout={holdout} does not fit {total} training images")
+        part = replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
+        if holdout:
+            part = replace(part, test_images=self.train_images[available:], test_labels=self.train_labels[available:])
+        return part
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data set on `device`; mapped images stay where they are."""
+        moved = [name for name in SPLITS if not (self.mapped and name.endswith("images"))]
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
+
+
+def to_input(images: Tensor, image_size: int) -> Tensor:
+    """uint8 (N, 3, H, W) -> float32 in [-1, 1], resized bilinearly to `image_size` pixels, channels_last."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    x = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    if x.shape[-2:] != (image_size, image_size):
+        x = F.interpolate(x, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    return x
+
+
+def batches(data: Dataset, batch_size: int, generator: torch.Generator, augment: str = "none") -> Iterator[tuple]:
+    """One shuffled epoch of training images, uint8, and labels; `generator` (CPU) alone decides order and augmentation.
+
+    `augment`: "none", "crop" (shift by up to an eighth of the side, zero border), "crop_flip" (and mirrored half of
+    the time). A last batch of a single image is dropped: BatchNorm cannot train on it.
+    """
+    images, labels = data.train_images, data.train_labels
+    count, device, pad = len(images), images.device, max(1, images.shape[-1] // 8)
+    order = torch.randperm(count, generator=generator).to(device)
+    if augment != "none":  # rand is drawn for "crop" too, so that both see the same shifts
+        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
+        flip = (torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)).to(device)
+    for index in order.split(batch_size):
+        if len(index) > 1 or count == 1:
+            x = images[index]
+            yield (_crop(x, shift[:, index], flip[index], pad) if augment != "none" else x), labels[index]
+
+
+def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
+    """Each image moved by its own (2, N) `shift` − `pad` pixels over a border of zeros, mirrored where `flip`."""
+    height, width = x.shape[-2:]
+    columns = torch.arange(width, device=x.device)
+    columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[1][:, None]
+    rows = torch.arange(height, device=x.device) + shift[0][:, None]
+    number = torch.arange(len(x), device=x.device)[:, None, None]
+    return F.pad(x, (pad,) * 4).movedim(1, -1)[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def read_ahead(items: Iterator[tuple], count: int = 2) -> Iterator[tuple]:
+    """The same `items` in the same order; a thread makes the next `count` meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(next, items, None) for _ in range(count))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, items, None))
+            yield item

@@ -1,0 +1,1 @@
+"""Sliders over a trained network, and the picture they move."""

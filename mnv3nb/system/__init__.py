@@ -1,0 +1,1 @@
+"""What the machine gives: files, tensors on disk, the device, speed, progress, tables of numbers."""
