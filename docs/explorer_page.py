@@ -25,7 +25,7 @@ def explorer_data(runs: Runs, profile: Profile, seed: int = 0) -> dict:
     For each criterion that needs no images: its scores, and `cuts[multiple_of][rate in %]`, each [widths, parameters,
     FLOPs at 224 px].
     """
-    sparse = runs.run(profile.sparse_run(seed=seed), model=True)
+    sparse = runs.run(profile.sparse_config(seed=seed), model=True)
     model, accuracies, criteria = sparse.model(), recorded_accuracies(runs, profile, seed), {}
     tables = cost_tables(model, "paper").values()
     for criterion in (name for name in profile.criteria if name not in NEEDS_DATA):

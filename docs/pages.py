@@ -116,13 +116,13 @@ def widths_left(profile: Profile, root: Path) -> str:
 
 def _sparse_trained(profile: Profile, root: Path) -> list[Run]:
     """The recorded networks that the profile's λ has made sparse, of both data sets."""
-    return [run for name in ("table2", "table6") for run in _found(profile, root, name) if run.config.prune is None]
+    return [run for name in ("sparse", "second") for run in _found(profile, root, name) if run.config.prune is None]
 
 
 def pilots(profile: Profile, root: Path) -> str:
     """The trainings by which batch size, learning rate and λ were chosen."""
     rows = []
-    for run in _found(profile, root, "pilot"):
+    for run in _found(profile, root, "pilots"):
         train, jump = run.config.train, largest_jump(table_2(run))
         row = {"epochs": train.epochs, "batch": train.batch_size, "rate of Adam": train.lr, "px": train.image_size}
         judges = f"{run.config.holdout:,} held out" if run.config.holdout else "test"
@@ -225,10 +225,10 @@ OF_A_PROFILE: dict[str, Callable[[Profile, Path], str]] = {
     "questions": questions_seen,
     "regime": regime,
     "widths": widths_left,
-    "rates": partial(differences, experiment="table3", by="rate", baseline=0.0, columns=PRUNED),
-    "rates_cifar100": partial(differences, experiment="table6", by="rate", baseline=0.0, columns=PRUNED),
-    "criteria": partial(differences, experiment="table4", by="criterion", baseline="gamma_sparsity", columns=PRUNED),
-    "lambdas": partial(differences, experiment="fig6", by="lam", baseline=0.0, columns=TRAINED),
+    "rates": partial(differences, experiment="rates", by="rate", baseline=0.0, columns=PRUNED),
+    "rates_cifar100": partial(differences, experiment="second", by="rate", baseline=0.0, columns=PRUNED),
+    "criteria": partial(differences, experiment="criteria", by="criterion", baseline="gamma_sparsity", columns=PRUNED),
+    "lambdas": partial(differences, experiment="lambdas", by="lam", baseline=0.0, columns=TRAINED),
     "pilots": pilots,
     "missing": missing,
 }

@@ -36,7 +36,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def squeeze_widths(widths: Sequence[int]) -> tuple[int, ...]:
+def se_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """Squeeze width of each block for the 15 expansion `widths`, as the paper rebuilds them; 0 for a block without SE."""
     return tuple(make_divisible(width / 4) if has_se else 0 for width, has_se in zip(widths, HAS_SE, strict=True))
 
@@ -63,7 +63,7 @@ class MobileNetV3Large(nn.Module):
     """MobileNetV3-Large of the paper: 4 215 130 parameters for 10 classes (Table 3), 4 330 420 for 100 (Table 6).
 
     `widths`: 15 expansion widths, each ≥ 1 (None: the dense ones, Table 5). `squeeze`: 15 squeeze widths, each ≥ 1
-    where the block has SE and 0 elsewhere (None: `squeeze_widths(widths)`). `gamma_init`: initial γ of every
+    where the block has SE and 0 elsewhere (None: `se_widths(widths)`). `gamma_init`: initial γ of every
     BatchNorm (network slimming takes 0.5). `strides`: of the 15 blocks (None: Table 5's). `initial`: weights drawn as
     torchvision's MobileNets draw them ("fan_out") or by PyTorch's defaults ("torch"). Input (N, 3, H, W) floats from
     `to_input`, H and W ≥ 32 advised; output (N, num_classes) logits. Raises ValueError for a list of another length or
@@ -85,7 +85,7 @@ class MobileNetV3Large(nn.Module):
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be an integer ≥ 1, got {num_classes!r}")
         widths = _integers("widths", DENSE_WIDTHS if widths is None else widths, 15)
-        squeeze = _integers("squeeze", squeeze_widths(widths) if squeeze is None else squeeze, 15, least=0)
+        squeeze = _integers("squeeze", se_widths(widths) if squeeze is None else squeeze, 15, least=0)
         if wrong := [i for i, (q, has_se) in enumerate(zip(squeeze, HAS_SE)) if (q > 0) != has_se]:
             raise ValueError(f"squeeze must be ≥ 1 for blocks with SE and 0 for the others; wrong for blocks {wrong}")
         strides = _integers("strides", STRIDES if strides is None else strides, 15)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .blocks import Block, blocks, narrow_block
 from .model import MobileNetV3Large, make_divisible
 
-SQUEEZES = ("paper", "keep")
+SE_RULES = ("paper", "keep")
 
 
 def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1) -> list[Tensor]:
@@ -70,12 +70,12 @@ def prune(model: nn.Module, masks: Sequence[Tensor], squeeze: str | None = None)
     check_pruning(squeeze=squeeze)
     pruned = copy.deepcopy(model)
     for block, mask in _checked_pairs(blocks(pruned), masks):
-        count = hidden_width(int(mask.sum()), block.hidden, squeeze)
+        count = se_width(int(mask.sum()), block.hidden, squeeze)
         narrow_block(block, mask.nonzero().flatten(), strongest_hidden(block, mask, count))
     return pruned
 
 
-def hidden_width(width: int, hidden: int, squeeze: str) -> int:
+def se_width(width: int, hidden: int, squeeze: str) -> int:
     """Hidden channels of SE when its block has `width` channels left and had `hidden`; see `prune`."""
     return min(hidden, make_divisible(width / 4)) if squeeze == "paper" else hidden
 
@@ -100,8 +100,8 @@ def check_pruning(rate: float = 0, multiple_of: int = 1, min_width: int = 1, squ
     for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
-    if squeeze not in SQUEEZES:
-        raise ValueError(f"squeeze must be one of {', '.join(SQUEEZES)}, got {squeeze!r}")
+    if squeeze not in SE_RULES:
+        raise ValueError(f"squeeze must be one of {', '.join(SE_RULES)}, got {squeeze!r}")
 
 
 def _align(width: int, dense: int, k: int, least: int) -> int:

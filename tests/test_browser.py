@@ -122,7 +122,7 @@ def drag(page, handle, track, numbers, rates, top: int) -> list[float]:
 
 def expected(rate: float) -> dict[str, str]:
     """What must be shown of the smallest profile's network, from the network pruned at `rate`."""
-    dense = Runs().run(get_profile("smoke").sparse_run(), model=True).model()
+    dense = Runs().run(get_profile("smoke").sparse_config(), model=True).model()
     small = prune(dense, keep_masks(score(dense), rate))
     costs = {"parameters": count_parameters(small), "flops": count_flops(small)}
     return {"filters": f"{sum(small.widths):,} of 5,016"} | {name: f"{cost:,} (" for name, cost in costs.items()}

@@ -165,7 +165,7 @@ def test_a_dry_run_lists_what_is_missing_and_makes_nothing(home, capsys, monkeyp
     monkeypatch.setattr(TRAIN, None)
     command = ["grid", "--profile", profile, "--only", "table5,fig6", "--seed", "3", "--record", "--dry-run"]
     assert main(command) == 0
-    configs = {c.key: c for name in ("table5", "fig6") for c in get_profile(profile).experiment(name, 3)}
+    configs = {c.key: c for name in ("pruned", "lambdas") for c in get_profile(profile).experiment(name, 3)}
     missing = plan(Runs(), configs.values())
     out = capsys.readouterr().out
     assert f"{len(missing)} run(s) missing of {len(configs)}; profile {profile}" in out
@@ -181,7 +181,7 @@ def test_a_grid_whose_data_are_not_there_ends_before_it_starts_and_names_the_var
 
 
 def test_a_code_page_without_lambda_does_not_stop_a_command(tmp_path):
-    words = [sys.executable, "-m", "mnv3nb", "grid", "--profile", "smoke", "--only", "baseline", "--dry-run"]
+    words = [sys.executable, "-m", "mnv3nb", "grid", "--profile", "smoke", "--only", "plain_and_sparse", "--dry-run"]
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "MNV3NB_HOME": str(tmp_path)}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0 and b"digits" in done.stdout, done.stderr
@@ -192,11 +192,11 @@ def test_grid_trains_what_is_missing_once_and_tells_of_other_formats(home, capsy
         (home / "results" / f"old{number}").mkdir(parents=True)
         (home / "results" / f"old{number}" / "config.json").write_text('{"format": 2}')
     for _ in range(2):
-        assert main(["grid", "--profile", "smoke", "--only", "table2"]) == 0
+        assert main(["grid", "--profile", "smoke", "--only", "sparse"]) == 0
     out, error = capsys.readouterr()
     assert out.count("1 run(s) missing of 1") == 1 and out.count("0 run(s) missing of 1") == 1
     assert error.splitlines() == 2 * [f"{home / 'results'}: skipping 3 run(s) of another format: old0 ..."]
-    (config,) = get_profile("smoke").experiment("table2")
+    (config,) = get_profile("smoke").experiment("sparse")
     assert Runs().find(config, model=True)
 
 
@@ -206,7 +206,7 @@ def test_a_grid_records_each_run_as_soon_as_it_is_finished_and_children_start_fr
 
     def diverge_if_pruned(model, data, config, **more):
         if config.lam == 0:
-            assert recorded.find(profile.sparse_run(), model=True)
+            assert recorded.find(profile.sparse_config(), model=True)
         if sum(model.widths) < sum(DENSE_WIDTHS):
             raise FloatingPointError("training diverged: λ=0")
         return train(model, data, config, **more)
@@ -216,8 +216,10 @@ def test_a_grid_records_each_run_as_soon_as_it_is_finished_and_children_start_fr
         assert main(["grid", "--profile", "smoke", "--only", "half", "--record"]) == 2
         error = capsys.readouterr().err
         assert "1 run(s) failed" in error and "training diverged: λ=0" in error and "Traceback" not in error
-        assert recorded.find(profile.sparse_run(), model=True) and recorded.find(profile.pruned_run(0.0), model=True)
-        assert not recorded.find(profile.pruned_run(0.5))
+        assert recorded.find(profile.sparse_config(), model=True) and recorded.find(
+            profile.pruned_config(0.0), model=True
+        )
+        assert not recorded.find(profile.pruned_config(0.5))
         shutil.rmtree(home / "results")  # the second time the runs are there and only recorded
 
 
@@ -313,8 +315,8 @@ def test_a_grid_without_names_follows_the_plan_in_its_order(home, capsys, monkey
     monkeypatch.setattr(TRAIN, None)
     assert main(["grid", "--profile", "cifar", "--dry-run"]) == 0
     p, listed = get_profile("cifar"), re.findall(r"^  (\w{12})  ", capsys.readouterr().out, re.MULTILINE)
-    first = [p.sparse_run(0.0), p.sparse_run(), p.pruned_run(0.0), p.pruned_run(0.5)]
-    assert listed[:6] == [c.key for c in [*first, p.sparse_run(0.0, 1), p.sparse_run(None, 1)]]
+    first = [p.sparse_config(0.0), p.sparse_config(), p.pruned_config(0.0), p.pruned_config(0.5)]
+    assert listed[:6] == [c.key for c in [*first, p.sparse_config(0.0, 1), p.sparse_config(None, 1)]]
     assert sorted(listed) == sorted({c.key for run in p.planned() for c in (run, run.parent) if c})
     assert {c.train.seed for c in p.planned()} == {0, 1, 2}
 

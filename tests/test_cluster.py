@@ -122,7 +122,7 @@ def test_a_shared_folder_is_used_where_it_is_seen(address, homes, configs, tmp_p
 
 def test_the_command_trains_on_a_scheduler(address, homes, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
-    assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 0
+    assert main(["grid", "--profile", "smoke", "--only", "plain_and_sparse", "--scheduler", address]) == 0
     assert "run 2/2" in capsys.readouterr().out and len(names(tmp_path / "runs")) == 2
 
 
@@ -136,7 +136,7 @@ def test_other_versions_are_one_message_before_anything_starts(address, monkeypa
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     monkeypatch.setattr(cluster, "__version__", "0.0.1")
     monkeypatch.setattr(Client, "run_on_scheduler", elsewhere)  # this one is of this process
-    assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", address]) == 2
+    assert main(["grid", "--profile", "smoke", "--only", "plain_and_sparse", "--scheduler", address]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "scheduler has mnv3nb not to be loaded (No module" in error
     assert re.search(r"tcp://127\.0\.0\.1:\d+ has mnv3nb .*, here 0\.0\.1", error) and not names(tmp_path)
@@ -157,7 +157,7 @@ def test_places_with_other_versions_or_none_are_named_and_many_are_counted():
 @pytest.mark.parametrize("given", ["tcp://127.0.0.1:1", "nonsense", "http://127.0.0.1:1"])
 def test_an_unreachable_scheduler_is_one_line(given, capsys):
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert main(["grid", "--profile", "smoke", "--only", "baseline", "--scheduler", given]) == 2
+        assert main(["grid", "--profile", "smoke", "--only", "plain_and_sparse", "--scheduler", given]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(f"mnv3nb grid: no Dask scheduler answers at {given!r}")
 

@@ -140,11 +140,11 @@ def test_only_scores_over_many_decades_get_a_logarithmic_axis():
 
 def test_the_pages_numbers_are_the_modules():
     runs, profile = Runs(progress=False), replace(SMOKE, criteria=("gamma_sparsity", "l1", "taylor"))
-    half = runs.run(profile.pruned_run(0.5))
+    half = runs.run(profile.pruned_config(0.5))
     page = explorer_page(runs, profile)
     assert len(page) < 5e6
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
-    dense = runs.run(profile.sparse_run(), model=True).model()
+    dense = runs.run(profile.sparse_config(), model=True).model()
     assert data["dense"] == list(dense.widths) and list(data["criteria"]) == [
         "gamma_sparsity",
         "l1",

@@ -28,7 +28,7 @@ def displayed(monkeypatch, tmp_path) -> list:
 @pytest.fixture(scope="module")
 def run():
     """The sparse-trained network of profile smoke: some seconds."""
-    return Lab("smoke").run("table2")[0]
+    return Lab("smoke").run("sparse")[0]
 
 
 def figure() -> Figure:
@@ -135,7 +135,7 @@ def test_an_interrupt_is_one_line_that_tells_what_to_do(monkeypatch):
 
     monkeypatch.setattr(module, "run_grid", interrupt)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        Lab("smoke").run("table2")
+        Lab("smoke").run("sparse")
     assert stopped.value._render_traceback_() == [
         "Interrupted: run this cell again, and it resumes after the last whole epoch."
     ]
@@ -154,13 +154,13 @@ def test_run_takes_experiments_configs_and_seeds_and_trains_only_what_is_missing
     lab = Lab("smoke", seeds=3)
     asked = []
     monkeypatch.setattr(module, "run_grid", lambda runs, configs: asked.append(list(configs)) or [run])
-    assert lab.run("table2", seed=2) == [run]
-    lab.run("table2")
+    assert lab.run("sparse", seed=2) == [run]
+    lab.run("sparse")
     lab.run(run.config)
     lab.run([run.config, run.config])
     assert asked == [
-        lab.p.experiment("table2", 2),
-        [config for seed in range(3) for config in lab.p.experiment("table2", seed)],
+        lab.p.experiment("sparse", 2),
+        [config for seed in range(3) for config in lab.p.experiment("sparse", seed)],
         [run.config],
         [run.config, run.config],
     ]
@@ -185,7 +185,7 @@ def test_of_a_recorded_profile_what_is_there_is_found_and_the_rest_named_not_tra
     lab = Lab("smoke")
     lab.p = replace(lab.p, recorded=True)
     monkeypatch.setattr(module, "run_grid", None)
-    absent = [lab.p.sparse_run(seed=seed) for seed in range(90, 96)]
+    absent = [lab.p.sparse_config(seed=seed) for seed in range(90, 96)]
     assert [found.key for found in lab.run([*absent, run.config])] == [run.key]
     text = displayed[-1].data
     assert text.startswith(f"*not recorded yet: {absent[0].label}; ") and "and 2 more" in text
@@ -201,14 +201,14 @@ def test_a_network_that_a_recorded_profile_does_not_have_is_named_and_how_to_get
     lab.p = replace(lab.p, recorded=True)
     assert lab.run(run.config)[0].key == run.key
     with pytest.raises(FileNotFoundError, match=f"no network.* of .*{re.escape(run.config.label)}; `lab.runs.run"):
-        lab.run([lab.p.sparse_run(seed=90), run.config], model=True)
+        lab.run([lab.p.sparse_config(seed=90), run.config], model=True)
     with pytest.raises(FileNotFoundError, match=r"no network.*seed 9"):
-        lab.run("table2", 9, model=True)  # not planned either
+        lab.run("sparse", 9, model=True)  # not planned either
 
 
 def test_of_an_experiment_of_a_recorded_profile_only_what_is_planned_is_missed(displayed, monkeypatch, tmp_path):
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     lab = Lab("smoke", seed=3)
-    lab.p = replace(lab.p, recorded=True, plan=(("fig6", (0,)), ("baseline", (1,))))
-    assert lab.run("fig6") == []  # of seed 3, like 1, the plan has two of five λ
+    lab.p = replace(lab.p, recorded=True, plan=(("lambdas", (0,)), ("plain_and_sparse", (1,))))
+    assert lab.run("lambdas") == []  # of seed 3, like 1, the plan has two of five λ
     assert displayed[-1].data.count("seed 3") == 2 and "more" not in displayed[-1].data

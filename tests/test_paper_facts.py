@@ -24,7 +24,7 @@ from mnv3nb import (
 )
 from mnv3nb.deploy.widths import block_costs
 from mnv3nb.importance import CRITERIA, Expansion
-from mnv3nb.model import squeeze_widths
+from mnv3nb.model import se_widths
 from mnv3nb.pruning import top_masks
 
 MILLION = 1e6
@@ -66,7 +66,7 @@ def test_table5_network_has_2_339_846_parameters_and_138_065_815_flops(table5):
 
 
 def test_table5_network_with_the_dense_squeeze_has_2_622_246_parameters(table5):
-    assert count_parameters(MobileNetV3Large(widths=table5, squeeze=squeeze_widths(DENSE_WIDTHS))) == 2_622_246
+    assert count_parameters(MobileNetV3Large(widths=table5, squeeze=se_widths(DENSE_WIDTHS))) == 2_622_246
 
 
 def test_pruning_to_table5_gives_table5s_network(dense, table5):
@@ -77,7 +77,7 @@ def test_pruning_to_table5_gives_table5s_network(dense, table5):
 
 
 def test_squeeze_widths_of_the_dense_network_are_those_of_mobilenetv3():
-    assert [q for q in squeeze_widths(DENSE_WIDTHS) if q] == [24, 32, 32, 120, 168, 168, 240, 240]
+    assert [q for q in se_widths(DENSE_WIDTHS) if q] == [24, 32, 32, 120, 168, 168, 240, 240]
 
 
 def test_of_5016_filters_2507_stay_at_50_percent():

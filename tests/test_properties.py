@@ -9,7 +9,7 @@ from support import cuts, lively, random_masks, same_tensors
 
 from mnv3nb import DENSE_WIDTHS, Dataset, MobileNetV3Large, keep_masks, load_model, prune, save_model, threshold
 from mnv3nb.data.batches import batches, to_input
-from mnv3nb.model import squeeze_widths
+from mnv3nb.model import se_widths
 
 few = settings(max_examples=8)
 rates = st.one_of(st.just(0.0), st.floats(0.001, 0.95), st.sampled_from([0.1, 0.25, 0.29, 0.5, 0.7]))
@@ -151,7 +151,7 @@ def test_a_pruned_network_trains_and_its_widths_are_the_masks(dense, cut, squeez
     small = prune(dense, masks, squeeze)
     widths = tuple(int(mask.sum()) for mask in masks)
     assert small.widths == widths
-    assert small.squeeze == (dense.squeeze if squeeze == "keep" else squeeze_widths(widths))
+    assert small.squeeze == (dense.squeeze if squeeze == "keep" else se_widths(widths))
     small.train()
     assert not prune(dense, masks, squeeze).training
     logits = small(torch.randn(4, 3, 32, 32))

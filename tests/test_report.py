@@ -159,7 +159,7 @@ def test_a_mean_of_repeats_is_compared_with_the_mean_of_what_there_is_of_the_oth
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_costs_of_a_run_are_those_of_its_own_number_of_classes(classes, monkeypatch):
-    run = FakeRun(CIFAR.sparse_run(), 80)
+    run = FakeRun(CIFAR.sparse_config(), 80)
     about = run.result | {"parameters": count_parameters(MobileNetV3Large(classes))}
     monkeypatch.setattr(FakeRun, "result", about)
     (row,) = measures.run_table([run]).itertuples()
@@ -184,7 +184,7 @@ def test_what_is_missing_is_named_by_experiment_and_seed(table):
     assert table.missing["accuracy, 50% pruned − plain network, points"] == []
     one = reproduction(CIFAR, FakeRuns(1), range(2), "Table 3")[0].set_index("name")
     row = one.loc["accuracy, 50% pruned − plain network, points"]
-    assert row.missing == [("half", 1), ("baseline", 1)] and row.verdict == "undecided" and row.n == 1
+    assert row.missing == [("half", 1), ("plain_and_sparse", 1)] and row.verdict == "undecided" and row.n == 1
     assert math.isnan(row.low) and row.why == "fewer than 3 seeds"
     assert set(one.source) == {"Table 3"}
 
@@ -230,14 +230,14 @@ def test_thresholds_are_judged_by_factors(values, verdict):
 
 
 def test_table_2_is_cut_into_slices_and_its_jump_found():
-    found = measures.table_2(FakeRuns().find(CIFAR.sparse_run()))
+    found = measures.table_2(FakeRuns().find(CIFAR.sparse_config()))
     assert found.rate.tolist() == paper.TABLE_2.rate.tolist() and found.threshold.is_monotonic_increasing
     assert (found.gamma_max[:4] < 1e-9).all() and found.gamma_min[5] > 0.01
     assert measures.largest_jump(paper.TABLE_2) == pytest.approx((8.948, 50), abs=1e-3)
 
 
 def test_shares_of_filters():
-    run = FakeRuns().find(CIFAR.sparse_run())
+    run = FakeRuns().find(CIFAR.sparse_config())
     assert measures.dead_share(run) == pytest.approx(45, abs=2)
     assert 90 < measures.kept_by_both(run) <= 100
 
@@ -272,7 +272,7 @@ def test_both_accuracies_of_the_own_mean_come_from_the_same_images(dense, monkey
         return 0.9 - 0.2 * (len(seen) > 1)
 
     monkeypatch.setattr(measures, "evaluate", evaluate)
-    run = FakeRun(get_profile("digits").sparse_run(), 90.0, dense)
+    run = FakeRun(get_profile("digits").sparse_config(), 90.0, dense)
     assert measures.own_mean_gain(run, images=50) == pytest.approx(20)
     assert seen[0] == seen[1] and seen[0][1:] == (50, 50, 32, 2507)
 
@@ -284,7 +284,7 @@ def test_own_mean_sparsity_is_blind_to_a_filters_size():
 
 def test_maps_that_do_not_change_learn_nothing(dense):
     p = get_profile("digits")
-    before, after = FakeRun(p.sparse_run(), 90.0, dense), FakeRun(p.pruned_run(0.0), 90.0, dense)
+    before, after = FakeRun(p.sparse_config(), 90.0, dense), FakeRun(p.pruned_config(0.0), 90.0, dense)
     found = feature_maps.maps_learn(before, after, images=40)
     assert found == pytest.approx({"variance": 0, "rank": 0, "class_share": 0}, abs=1e-6)
 
@@ -309,10 +309,10 @@ def test_blocks_are_true_for_all_some_and_no_runs(seeds, tmp_path, monkeypatch):
 def test_the_gallery_names_notebook_and_heading(tmp_path):
     (tmp_path / "figures/digits").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    cells = [("markdown", "## Figure 6: five λ"), ("code", 'lab.show(fig, "fig6", runs)')]
+    cells = [("markdown", "## Figure 6: five λ"), ("code", 'lab.show(fig, "lambdas", runs)')]
     notebook = {"cells": [{"cell_type": kind, "source": [source]} for kind, source in cells]}
     (tmp_path / "notebooks/02_sparse.ipynb").write_text(json.dumps(notebook))
-    for name in ("fig6", "old"):
+    for name in ("lambdas", "old"):
         (tmp_path / f"figures/digits/{name}.png").touch()
     text = pages.gallery(tmp_path)
     assert "`fig6`: Figure 6: five λ ([02_sparse](../notebooks/02_sparse.ipynb))" in text

@@ -15,9 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..blocks import Block, blocks, narrow_block
 from ..costs import count_flops
-from ..pruning import hidden_width
+from ..pruning import se_width
 from .export import session, to_onnx
-from .widths import current_costs, squeeze_rule
+from .widths import current_costs, default_se_rule
 
 Runner = Callable[[], object]  # one inference of one batch
 
@@ -127,7 +127,7 @@ def block_latencies(template: onnx.ModelProto, model: nn.Module, widths: list[li
     runners = {"network": onnx_runner(with_weights(template, fused(model).state_dict()))}
     for block, part, options in zip(blocks(model), _parts(template, model), widths, strict=True):
         for width in options:
-            hidden = block.hidden if width == block.width else hidden_width(width, block.hidden, squeeze_rule(model))
+            hidden = block.hidden if width == block.width else se_width(width, block.hidden, default_se_rule(model))
             runners[f"{block.name} {width}"] = onnx_runner(with_weights(part, _weights(block, width, hidden)))
     times, rows = interleaved(runners, rounds, least_ms=1.0), []
     for i, (block, options) in enumerate(zip(blocks(model), widths)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..blocks import blocks, narrow_block
 from ..costs import count_parameters, layer_costs
 from ..model import MobileNetV3Large
-from ..pruning import check_pruning, hidden_width, keep_masks, prune, top_masks
+from ..pruning import check_pruning, keep_masks, prune, se_width, top_masks
 
 COSTS = ("filters", "parameters", "flops")
 
@@ -48,7 +48,7 @@ def block_costs(
         channel, hidden = at_2_1 - at_1_1 - pair, at_1_2 - at_1_1 - pair
         base, table = at_1_1 - channel - hidden - pair, {}
         for w in range(multiple_of, block.width + 1, multiple_of) or (block.width,):
-            h = hidden_width(w, block.hidden, squeeze or squeeze_rule(model))
+            h = se_width(w, block.hidden, squeeze or default_se_rule(model))
             table[w] = base + channel * w + hidden * h + pair * w * h
         tables.append(table)
     return tables
@@ -65,7 +65,7 @@ def current_costs(model: nn.Module, cost: str, image_size: int = 224) -> list[in
     return [sum(row["flops"] for row in rows if row["name"].startswith(name)) for name in names]
 
 
-def squeeze_rule(model: nn.Module) -> str:
+def default_se_rule(model: nn.Module) -> str:
     """The `squeeze` that `prune` takes for `model` if none is given."""
     return "paper" if isinstance(model, MobileNetV3Large) else "keep"
 

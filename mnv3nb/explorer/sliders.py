@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..blocks import blocks
 from ..data.batches import Dataset, to_input
-from ..deploy.widths import squeeze_rule
+from ..deploy.widths import default_se_rule
 from ..importance import CRITERIA, score
 from ..plots import CRITERION_LABELS
-from ..pruning import SQUEEZES, keep_masks, layer_collapse_rates, prune, threshold
+from ..pruning import SE_RULES, keep_masks, layer_collapse_rates, prune, threshold
 from ..repair import fold_bias
 from ..report.feature_maps import expansion_maps
 from ..runs.find_or_train import first_batches
@@ -53,12 +53,12 @@ class Explorer(widgets.VBox):
         self.networks, self.data, self.image_size, self.times = networks, dataset, image_size, times
         self.test, self.recorded = (dataset.test_images[:images], dataset.test_labels[:images]), recorded or {}
         model = next(iter(networks.values()))
-        self.dense, self.costs = [b.width for b in blocks(model)], {s: cost_tables(model, s) for s in SQUEEZES}
+        self.dense, self.costs = [b.width for b in blocks(model)], {s: cost_tables(model, s) for s in SE_RULES}
         self.scores: dict[tuple, list[Tensor]] = {}
         self.measured: dict[tuple, dict[str, dict[int, float]]] = {}
         self.working, self.drawing = threading.Lock(), threading.RLock()  # one thread works, one draws
         self.settled, self.job, self.picture = None, 0, Picture(self.dense)
-        self.controls = make_controls(networks, len(self.dense), len(self.test[0]), rate, squeeze_rule(model))
+        self.controls = make_controls(networks, len(self.dense), len(self.test[0]), rate, default_se_rule(model))
         self.numbers, self.status = widgets.HTML(), widgets.HTML()
         wrapped = {"flex": "1 1 34em", "min_width": "20em", "max_width": "46em"}
         self.views = [widgets.Image(layout=wrapped) for _ in range(4)]
@@ -187,7 +187,7 @@ def make_controls(networks: Mapping[float, nn.Module], blocks: int, images: int,
         "lam": widgets.SelectionSlider(
             options=lams, value=next(iter(networks)), description=f"λ{few}", disabled=bool(few)
         ),
-        "squeeze": widgets.Dropdown(options=SQUEEZES, value=squeeze, description="squeeze"),
+        "squeeze": widgets.Dropdown(options=SE_RULES, value=squeeze, description="squeeze"),
         "folding": widgets.Checkbox(True, description="folding"),
         "block": widgets.IntSlider(min(9, blocks - 1), 0, blocks - 1, description="block"),
         "image": widgets.IntSlider(0, 0, images - 1, description="image"),

@@ -33,7 +33,7 @@ def network_cost(table: CostTable, widths: Sequence[int]) -> int:
 def recorded_accuracies(runs: Runs, profile: Profile, seed: int = 0) -> dict[tuple, dict[str, dict[int, float]]]:
     """{(λ, criterion, multiple_of, squeeze): {stage: {rate in %: accuracy in %}}} of the finished runs; trains nothing."""
     found: dict[tuple, dict[str, dict[int, float]]] = {}
-    configs = [c for name in ("table3", "table4", "aligned", "squeeze") for c in profile.experiment(name, seed)]
+    configs = [c for name in ("rates", "criteria", "aligned", "se_rules") for c in profile.experiment(name, seed)]
     for config in configs:
         p = config.prune
         if config.train.seed == seed and p.ranking == "global" and (run := runs.find(config)):

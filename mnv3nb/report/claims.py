@@ -60,17 +60,17 @@ class Claim:
 
 def sparse(p: Profile, *lams: float, dataset: str | None = None) -> RunsOfSeed:
     """The sparse-trained networks at these λ; without any, at the chosen one."""
-    return lambda seed: [p.sparse_run(lam, seed, dataset) for lam in lams or [p.lam]]
+    return lambda seed: [p.sparse_config(lam, seed, dataset) for lam in lams or [p.lam]]
 
 
 def pruned(p: Profile, *rates: float, **changes) -> RunsOfSeed:
-    """The chosen λ's network pruned at these rates and fine-tuned; `changes` as of `Profile.pruned_run`."""
-    return lambda seed: [p.pruned_run(rate, seed, **changes) for rate in rates]
+    """The chosen λ's network pruned at these rates and fine-tuned; `changes` as of `Profile.pruned_config`."""
+    return lambda seed: [p.pruned_config(rate, seed, **changes) for rate in rates]
 
 
 def by_criterion(p: Profile, criterion: str) -> RunsOfSeed:
     """Table 4's fine-tunings by one criterion, which count as their mean."""
-    return lambda seed: [p.pruned_run(HALF, seed, criterion, repeat) for repeat in range(p.repeats)]
+    return lambda seed: [p.pruned_config(HALF, seed, criterion, repeat) for repeat in range(p.repeats)]
 
 
 def gain_claim(p: Profile, source: str, name: str, paper: float, runs: RunsOfSeed, minus: RunsOfSeed, **more) -> Claim:
@@ -315,7 +315,7 @@ def _criterion(p: Profile) -> Iterator[Claim]:
     for name, column in (("effective rank", "rank"), ("class share", "class_share")):
         name, measure = f"remaining maps learn more: change of their {name} in fine-tuning, %", partial(_learn, column)
         yield Claim(
-            "§ 3.2.5", name, 0, measure, lambda seed: [p.sparse_run(seed=seed), p.pruned_run(HALF, seed)], **more
+            "§ 3.2.5", name, 0, measure, lambda seed: [p.sparse_config(seed=seed), p.pruned_config(HALF, seed)], **more
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from ..importance import CRITERIA
 from ..model import STRIDES
-from ..pruning import SQUEEZES
+from ..pruning import SE_RULES
 from ..system.files import lookup
 from ..training import TrainConfig
 from .config import NetworkConfig, PruneConfig, RunConfig
@@ -74,12 +74,14 @@ class Profile:
     judges_accuracy: bool = False
     minutes: dict[int, float] = field(default_factory=dict, compare=False)
 
-    def sparse_run(self, lam: float | None = None, seed: int = 0, dataset: str | None = None, **changes) -> RunConfig:
+    def sparse_config(
+        self, lam: float | None = None, seed: int = 0, dataset: str | None = None, **changes
+    ) -> RunConfig:
         """Sparse training from random weights at λ = `lam` (None: the chosen one); `changes`: fields of TrainConfig."""
         config = replace(self.sparse, **{"lam": self.lam if lam is None else lam, "seed": seed} | changes)
         return RunConfig(dataset or self.dataset, config, train_images=self.train_images)
 
-    def pruned_run(
+    def pruned_config(
         self,
         rate: float,
         seed: int = 0,
@@ -93,7 +95,7 @@ class Profile:
         `repeat` > 0 draws another fine-tuning seed for the same parent. `inherit=False` trains the pruned shape from
         scratch, as long as sparse training and fine-tuning together.
         """
-        parent = self.sparse_run(seed=seed, dataset=dataset)
+        parent = self.sparse_config(seed=seed, dataset=dataset)
         prune = PruneConfig(rate, criterion, **changes)
         train = replace(self.finetune, seed=seed + 1000 * repeat)
         if not prune.inherit:
@@ -119,82 +121,86 @@ class Profile:
 
     def ships_network(self, config: RunConfig) -> bool:
         """Whether `config` is recorded with its network: all sparse ones that others start from, some of seed 0."""
-        shipped = [self.sparse_run(seed=config.train.seed), self.sparse_run(0.0), self.sparse_run(self.lams[-2])]
-        shipped += [self.pruned_run(0.0), self.pruned_run(0.5), self.pruned_run(0.5, multiple_of=16)]
+        shipped = [
+            self.sparse_config(seed=config.train.seed),
+            self.sparse_config(0.0),
+            self.sparse_config(self.lams[-2]),
+        ]
+        shipped += [self.pruned_config(0.0), self.pruned_config(0.5), self.pruned_config(0.5, multiple_of=16)]
         if self.second:
-            shipped += [self.sparse_run(dataset=self.second), self.pruned_run(0.5, dataset=self.second)]
+            shipped += [self.sparse_config(dataset=self.second), self.pruned_config(0.5, dataset=self.second)]
         return config in shipped
 
 
 def _table3(p: Profile, seed: int) -> list[RunConfig]:
     coarse_first = sorted((*p.rates, *p.collapse), key=lambda rate: (round(rate * 100) % 10 > 0, rate))
-    return [p.pruned_run(rate, seed) for rate in coarse_first]
+    return [p.pruned_config(rate, seed) for rate in coarse_first]
 
 
 def _table4(p: Profile, seed: int) -> list[RunConfig]:
     """Besides all criteria ranked globally, two ranked within each layer, as their authors do."""
     repeats = range(p.repeats)
-    runs = [p.pruned_run(0.5, seed, criterion, k) for criterion in p.criteria for k in repeats]
-    return runs + [p.pruned_run(0.5, seed, name, k, ranking="layer") for name in ("l1", "fpgm") for k in repeats]
+    runs = [p.pruned_config(0.5, seed, criterion, k) for criterion in p.criteria for k in repeats]
+    return runs + [p.pruned_config(0.5, seed, name, k, ranking="layer") for name in ("l1", "fpgm") for k in repeats]
 
 
 def _table6(p: Profile, seed: int) -> list[RunConfig]:
     if not p.second:
         return []
-    pruned = [p.pruned_run(rate, seed, dataset=p.second) for rate in p.second_rates]
-    return [p.sparse_run(seed=seed, dataset=p.second), *pruned]
+    pruned = [p.pruned_config(rate, seed, dataset=p.second) for rate in p.second_rates]
+    return [p.sparse_config(seed=seed, dataset=p.second), *pruned]
 
 
 def _gamma_study(p: Profile, seed: int) -> list[RunConfig]:
     """How γ gets to 1e-10: the chosen λ under other schedules and penalties."""
     changes = ({}, {"schedule": "cosine_epoch"}, {"schedule": "constant"}, {"penalty": "proximal"}, {"penalty": "l2"})
-    return [p.sparse_run(seed=seed, **c) for c in changes]
+    return [p.sparse_config(seed=seed, **c) for c in changes]
 
 
-def _squeeze(p: Profile, seed: int) -> list[RunConfig]:
-    return [p.pruned_run(0.5, seed, repeat=k, squeeze=squeeze) for squeeze in SQUEEZES for k in range(p.repeats)]
+def _se_rules(p: Profile, seed: int) -> list[RunConfig]:
+    return [p.pruned_config(0.5, seed, repeat=k, squeeze=squeeze) for squeeze in SE_RULES for k in range(p.repeats)]
 
 
 def _doses(p: Profile, seed: int) -> list[RunConfig]:
     """What makes early filters die: sparse training with one thing changed at a time, in order of what it may tell."""
     last_stride_1 = NetworkConfig(strides=(*STRIDES[:12], 1, *STRIDES[13:]))
-    plain = p.sparse_run(seed=seed)
+    plain = p.sparse_config(seed=seed)
     return [
-        p.sparse_run(seed=seed, augment="none"),
+        p.sparse_config(seed=seed, augment="none"),
         replace(plain, network=last_stride_1),
-        p.sparse_run(seed=seed, lam=1e-4, augment="none"),
-        p.sparse_run(seed=seed, lam=1e-4),
-        p.sparse_run(seed=seed, image_size=32),
+        p.sparse_config(seed=seed, lam=1e-4, augment="none"),
+        p.sparse_config(seed=seed, lam=1e-4),
+        p.sparse_config(seed=seed, image_size=32),
         replace(plain, network=NetworkConfig(initial="torch")),
     ]
 
 
 def _pilot(p: Profile, seed: int) -> list[RunConfig]:
-    held = [replace(p.sparse_run(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
-    return held + [p.sparse_run(seed=seed, **changes) for changes in p.tried]
+    held = [replace(p.sparse_config(seed=seed, **changes), holdout=p.holdout) for changes in p.pilots]
+    return held + [p.sparse_config(seed=seed, **changes) for changes in p.tried]
 
 
 # in order of value: the first runs are the ones to have when time is short
 EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
-    "baseline": lambda p, seed: [p.sparse_run(lam, seed) for lam in (0.0, p.lam)],
-    "half": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.0, 0.5)],
-    "table3": _table3,
-    "table6": _table6,
-    "table4": _table4,
-    "scratch": lambda p, seed: [p.pruned_run(0.5, seed, inherit=False)],
-    "aligned": lambda p, seed: [p.pruned_run(r, seed, multiple_of=p.latency.multiple_of) for r in p.latency.rates],
-    "fig6": lambda p, seed: [p.sparse_run(lam, seed) for lam in p.lams],
-    "gamma": _gamma_study,
-    "huge": lambda p, seed: [p.sparse_run(p.huge_lam, seed)],
-    "squeeze": _squeeze,
-    "table2": lambda p, seed: [p.sparse_run(seed=seed)],
-    "table5": lambda p, seed: [p.pruned_run(0.5, seed)],
-    "pilot": _pilot,
+    "plain_and_sparse": lambda p, seed: [p.sparse_config(lam, seed) for lam in (0.0, p.lam)],
+    "half": lambda p, seed: [p.pruned_config(rate, seed) for rate in (0.0, 0.5)],
+    "rates": _table3,
+    "second": _table6,
+    "criteria": _table4,
+    "scratch": lambda p, seed: [p.pruned_config(0.5, seed, inherit=False)],
+    "aligned": lambda p, seed: [p.pruned_config(r, seed, multiple_of=p.latency.multiple_of) for r in p.latency.rates],
+    "lambdas": lambda p, seed: [p.sparse_config(lam, seed) for lam in p.lams],
+    "gamma_study": _gamma_study,
+    "huge_lambda": lambda p, seed: [p.sparse_config(p.huge_lam, seed)],
+    "se_rules": _se_rules,
+    "sparse": lambda p, seed: [p.sparse_config(seed=seed)],
+    "pruned": lambda p, seed: [p.pruned_config(0.5, seed)],
+    "pilots": _pilot,
     "doses": _doses,
     # parts of Tables 3, 4 and 6 for further seeds
-    "rates": lambda p, seed: [p.pruned_run(rate, seed) for rate in (0.3, 0.6)],
-    "criteria": lambda p, seed: [p.pruned_run(0.5, seed, name) for name in ("gamma", "sparsity", "l1_gamma")],
-    "half6": lambda p, seed: [p.pruned_run(r, seed, dataset=p.second) for r in (0.0, 0.5)] if p.second else [],
+    "some_rates": lambda p, seed: [p.pruned_config(rate, seed) for rate in (0.3, 0.6)],
+    "some_criteria": lambda p, seed: [p.pruned_config(0.5, seed, name) for name in ("gamma", "sparsity", "l1_gamma")],
+    "second_half": lambda p, seed: [p.pruned_config(r, seed, dataset=p.second) for r in (0.0, 0.5)] if p.second else [],
 }
 
 
@@ -240,15 +246,15 @@ CIFAR = Profile(
     repeats=1,
     second="cifar100",
     plan=(
-        ("baseline,half", (0,)),
-        ("baseline,half", (1, 2)),
-        ("table3", (0,)),
-        ("rates", (1, 2)),
-        ("table6", (0,)),
-        ("half6", (1, 2)),
-        ("table4", (0,)),
-        ("criteria", (1, 2)),
-        ("scratch,aligned,fig6,squeeze,huge,gamma", (0,)),
+        ("plain_and_sparse,half", (0,)),
+        ("plain_and_sparse,half", (1, 2)),
+        ("rates", (0,)),
+        ("some_rates", (1, 2)),
+        ("second", (0,)),
+        ("second_half", (1, 2)),
+        ("criteria", (0,)),
+        ("some_criteria", (1, 2)),
+        ("scratch,aligned,lambdas,se_rules,huge_lambda,gamma_study", (0,)),
     ),
     recorded=True,
     seeds=3,
