@@ -1,4 +1,4 @@
-"""The inverted-residual blocks of any network, found by what their layers are, and how to narrow a layer."""
+"""The inverted-residual blocks of any network: how they are found, narrowed and watched."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,46 +8,46 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Block:
-    """One inverted-residual block: the network's own layers, not copies. `name` is the submodule's in the network.
+    """One inverted-residual block: the network's own layers, not copies."""
 
-    `expand`, `depthwise`, `project`: convolutions and their BatchNorms (`project_bn` may be None); `squeeze`, `excite`:
-    the two 1×1 convolutions of SE, or None.
-    """
-
-    name: str
+    name: str  # of the submodule in the network
     module: nn.Module
-    expand: nn.Conv2d
+    expand: nn.Conv2d  # 1×1; its filters are what pruning removes
     expand_bn: nn.BatchNorm2d
     depthwise: nn.Conv2d
     depthwise_bn: nn.BatchNorm2d
-    squeeze: nn.Conv2d | None
+    squeeze: nn.Conv2d | None  # the two 1×1 convolutions of squeeze-and-excitation
     excite: nn.Conv2d | None
-    project: nn.Conv2d
+    project: nn.Conv2d  # 1×1, linear
     project_bn: nn.BatchNorm2d | None
 
     @property
     def width(self) -> int:
-        """Channels of the expansion: the filters that pruning removes."""
+        """Channels of the expansion."""
         return self.expand.out_channels
 
     @property
     def hidden(self) -> int:
-        """Hidden (squeeze) channels of SE, 0 without SE."""
+        """Hidden channels of squeeze-and-excitation, 0 without it."""
         return self.squeeze.out_channels if self.squeeze else 0
 
 
 def blocks(model: nn.Module) -> list[Block]:
     """Every inverted-residual block of `model` that has an expansion, in order.
 
-    A block is a smallest submodule whose convolutions are, in order, exactly a 1×1 expansion, a depthwise convolution
-    of its channels, perhaps the two 1×1 convolutions of SE, and a 1×1 projection, with a BatchNorm right after the
-    first two. So the paper's network, torchvision's and timm's MobileNets, EfficientNets and MNASNets are all
-    understood. Raises ValueError if there is none.
+    A block is a smallest submodule whose convolutions are, in order: a 1×1 expansion, a depthwise convolution of its
+    channels, optionally the two 1×1 convolutions of squeeze-and-excitation, and a 1×1 projection. A BatchNorm follows
+    each of the first two. This describes the paper's network and the MobileNets, EfficientNets and MNASNets of
+    torchvision and timm. Raises ValueError if there is none.
     """
     found: list[Block] = []
-    for name, module in model.named_modules():  # outer modules first: an inner match replaces its outer one
-        if block := _match(name, module):  # the network itself, in which all others lie, is named ''
-            found = [b for b in found if b.name and not name.startswith(f"{b.name}.")] + [block]
+    for name, module in model.named_modules():  # a module comes before the modules inside it
+        block = _match(name, module)
+        if block is None:
+            continue
+        while found and _contains(found[-1].name, name):  # the smallest match counts
+            found.pop()
+        found.append(block)
     if not found:
         lack = f"{type(model).__name__} has no inverted-residual block (1×1 expansion, depthwise, 1×1 projection)"
         raise ValueError(f"{lack}: mnv3nb prunes MobileNetV2 and V3, EfficientNet, MNASNet and their relatives")
@@ -55,43 +55,50 @@ def blocks(model: nn.Module) -> list[Block]:
 
 
 def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
-    """All BatchNorm layers, whose γ the penalty of Eq. 1 sums over."""
+    """All BatchNorm layers. The penalty of Eq. 1 sums over their γ."""
     return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def narrow_block(block: Block, kept: Tensor, hidden: Tensor) -> None:
-    """Keep only the expansion channels `kept` and SE's hidden channels `hidden` (index tensors), in place (Figure 5).
-
-    The expansion's channels are the depthwise channels, the SE channels and the projection's inputs.
-    """
-    for layer in (block.expand, block.expand_bn, block.depthwise, block.depthwise_bn):
-        narrow(layer, outputs=kept)
-    narrow(block.project, inputs=kept)
+    """Keep only the expansion channels `kept` and the SE channels `hidden` (index tensors), in place (Figure 5)."""
+    # one and the same channels run through the whole block
+    narrow(block.expand, outputs=kept)
+    narrow(block.expand_bn, outputs=kept)
+    narrow(block.depthwise, outputs=kept)
+    narrow(block.depthwise_bn, outputs=kept)
     if block.squeeze:
         narrow(block.squeeze, inputs=kept, outputs=hidden)
         narrow(block.excite, inputs=hidden, outputs=kept)
+    narrow(block.project, inputs=kept)
 
 
 def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
-    """Keep only the channels that the index tensors name, in place; None: all, or as `outputs` (depthwise, BatchNorm)."""
+    """Keep only the output and input channels that the index tensors name, in place; None keeps all.
+
+    A depthwise convolution and a BatchNorm take `outputs` alone: their inputs are the same channels.
+    """
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         if tensor.ndim == 0:  # num_batches_tracked
             continue
         kept = tensor.detach().clone()
-        kept = kept if outputs is None else kept[outputs.to(kept.device)]
-        kept = kept if inputs is None or tensor.ndim == 1 else kept[:, inputs.to(kept.device)]
-        setattr(layer, name, nn.Parameter(kept, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept)
+        if outputs is not None:
+            kept = kept[outputs.to(kept.device)]
+        if inputs is not None and tensor.ndim > 1:  # a bias has no inputs
+            kept = kept[:, inputs.to(kept.device)]
+        if isinstance(tensor, nn.Parameter):
+            kept = nn.Parameter(kept, tensor.requires_grad)
+        setattr(layer, name, kept)
+
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(outputs)
-        return
-    depthwise = inputs is None and layer.groups == layer.in_channels == layer.out_channels
-    layer.out_channels = layer.weight.shape[0]
-    layer.in_channels = layer.out_channels if depthwise else layer.weight.shape[1]
-    layer.groups = layer.out_channels if depthwise else 1
+    elif _is_depthwise(layer):
+        layer.in_channels = layer.out_channels = layer.groups = layer.weight.shape[0]
+    else:
+        layer.out_channels, layer.in_channels = layer.weight.shape[:2]
 
 
 def inputs_of(layers: Sequence[nn.Module], model: nn.Module, x: Tensor) -> list[Tensor]:
-    """What each of `layers` takes when `model` runs on `x`."""
+    """The input of each of `layers` when `model` runs on `x`."""
     seen: dict[nn.Module, Tensor] = {}
 
     def watch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -105,17 +112,59 @@ def inputs_of(layers: Sequence[nn.Module], model: nn.Module, x: Tensor) -> list[
 
 
 def _match(name: str, module: nn.Module) -> Block | None:
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    convs = [m for m in layers if isinstance(m, nn.Conv2d)]
-    if len(convs) not in (3, 5):
+    """`module` as a Block, or None if its layers are not those of an inverted-residual block."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    if len(convolutions) == 3:
+        expand, depthwise, project = convolutions
+        squeeze = excite = None
+    elif len(convolutions) == 5:
+        expand, depthwise, squeeze, excite, project = convolutions
+    else:
         return None
-    expand, depthwise, *se, project = convs
+
     width = expand.out_channels
-    pointwise = all(conv.kernel_size == (1, 1) and conv.groups == 1 for conv in (expand, *se, project))
-    grouped = depthwise.groups == depthwise.in_channels == depthwise.out_channels == width == project.in_channels
-    squeezed = not se or (se[0].in_channels == se[1].out_channels == width and se[0].out_channels == se[1].in_channels)
-    follower = dict(zip(layers, [*layers[1:], None]))
-    norms = [n if isinstance(n := follower[conv], nn.BatchNorm2d) else None for conv in (expand, depthwise, project)]
-    if not (pointwise and grouped and squeezed and norms[0] and norms[1]):
+    if not _is_pointwise(expand) or not _is_pointwise(project):
         return None
-    return Block(name, module, expand, norms[0], depthwise, norms[1], *(se or (None, None)), project, norms[2])
+    if not _is_depthwise(depthwise) or depthwise.out_channels != width:
+        return None
+    if project.in_channels != width:
+        return None
+    if squeeze and not _is_squeeze_and_excite(squeeze, excite, width):
+        return None
+
+    expand_bn = _norm_after(expand, layers)
+    depthwise_bn = _norm_after(depthwise, layers)
+    project_bn = _norm_after(project, layers)
+    if expand_bn is None or depthwise_bn is None:
+        return None
+    return Block(name, module, expand, expand_bn, depthwise, depthwise_bn, squeeze, excite, project, project_bn)
+
+
+def _is_pointwise(convolution: nn.Conv2d) -> bool:
+    return convolution.kernel_size == (1, 1) and convolution.groups == 1
+
+
+def _is_depthwise(convolution: nn.Conv2d) -> bool:
+    return convolution.groups == convolution.in_channels == convolution.out_channels
+
+
+def _is_squeeze_and_excite(squeeze: nn.Conv2d, excite: nn.Conv2d, width: int) -> bool:
+    """Whether these are two 1×1 convolutions from `width` channels to some hidden ones and back."""
+    if not _is_pointwise(squeeze) or not _is_pointwise(excite):
+        return False
+    there_and_back = squeeze.in_channels == excite.out_channels == width
+    return there_and_back and squeeze.out_channels == excite.in_channels
+
+
+def _norm_after(convolution: nn.Conv2d, layers: Sequence[nn.Module]) -> nn.BatchNorm2d | None:
+    """The BatchNorm right after `convolution` among `layers`, None if another convolution or nothing follows."""
+    place = next(i for i, layer in enumerate(layers) if layer is convolution)
+    if place + 1 < len(layers) and isinstance(layers[place + 1], nn.BatchNorm2d):
+        return layers[place + 1]
+    return None
+
+
+def _contains(outer: str, inner: str) -> bool:
+    """Whether the module named `inner` lies inside the one named `outer`; the network itself is named ''."""
+    return outer == "" or inner.startswith(f"{outer}.")

@@ -1,22 +1,21 @@
 """What a network costs: parameters, the paper's FLOPs, plain multiply-accumulates, layer by layer."""
 
 import copy
-from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of weights and biases, BatchNorm's γ and β among them: 4 215 130 for the dense network (Table 3)."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of weights and biases, BatchNorm's γ and β among them: 4,215,130 for the dense network (Table 3)."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: nn.Module, image_size: int = 224) -> int:
     """The paper's FLOPs for one image: 230.25 M for the dense network, 138.07 M for Table 5's (Table 3).
 
-    Multiply-accumulates of convolutions and linear layers (no bias) + 2 for each BatchNorm output + 1 for each
-    ReLU or ReLU6 output. `image_size` in pixels. Runs on the meta device: no arithmetic, the model is untouched.
+    Multiply-accumulates of convolutions and linear layers (no bias) + 2 per BatchNorm output + 1 per ReLU or ReLU6
+    output. `image_size` in pixels. Runs on the meta device: nothing is computed, and the model is untouched.
     """
     return sum(row["flops"] for row in layer_costs(model, image_size))
 
@@ -27,21 +26,46 @@ def count_macs(model: nn.Module, image_size: int = 224) -> int:
 
 
 def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
-    """One row for each layer run: name, type, output shape (C, H, W), parameters, macs, flops (the paper's count)."""
-    if not isinstance(image_size, int) or image_size < 1:
+    """One row per layer run: name, type, output shape (C, H, W), parameters, macs, flops (the paper's count)."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size must be an integer number of pixels ≥ 1, got {image_size!r}")
-    shadow, rows = copy.deepcopy(model).to("meta").eval(), []
+    rows = []
 
-    def add_row(name: str, module: nn.Module, inputs: tuple, out: torch.Tensor) -> None:
-        outputs = out.numel()  # one weight[i] makes each; all are as large as weight[0]
-        macs = module.weight[0].numel() * outputs if isinstance(module, nn.Conv2d | nn.Linear) else 0
-        additions = 2 if isinstance(module, nn.BatchNorm2d) else 1 if type(module) in (nn.ReLU, nn.ReLU6) else 0
-        about = {"name": name, "type": type(module).__name__, "shape": tuple(out.shape[1:])}
-        rows.append(about | {"parameters": count_parameters(module), "macs": macs, "flops": macs + additions * outputs})
+    def add_row(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        macs = _macs(layer, output)
+        rows.append(
+            {
+                "name": names[layer],
+                "type": type(layer).__name__,
+                "shape": tuple(output.shape[1:]),
+                "parameters": count_parameters(layer),
+                "macs": macs,
+                "flops": macs + _extra_flops(layer) * output.numel(),
+            }
+        )
 
-    for name, module in shadow.named_modules():
-        if not list(module.children()) or isinstance(module, nn.BatchNorm2d):  # timm's BatchNorm holds its activation
-            module.register_forward_hook(partial(add_row, name))
+    shapes_only = copy.deepcopy(model).to("meta").eval()
+    names = {module: name for name, module in shapes_only.named_modules()}
+    for module in names:
+        # timm's BatchNorm holds its activation as a child, and is a layer all the same
+        if not list(module.children()) or isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(add_row)
     with torch.no_grad():
-        shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
+        shapes_only(torch.empty(1, 3, image_size, image_size, device="meta"))
     return rows
+
+
+def _macs(layer: nn.Module, output: Tensor) -> int:
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        return 0
+    weights_per_output = layer.weight[0].numel()
+    return weights_per_output * output.numel()
+
+
+def _extra_flops(layer: nn.Module) -> int:
+    """What the paper counts per output beside multiply-accumulates; h-swish and hard-sigmoid count nothing."""
+    if isinstance(layer, nn.BatchNorm2d):
+        return 2
+    if type(layer) in (nn.ReLU, nn.ReLU6):
+        return 1
+    return 0

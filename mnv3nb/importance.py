@@ -1,4 +1,4 @@
-"""How much each filter of the expansion convolutions matters: the paper's m = |γ|·S and what it is compared with."""
+"""How much each filter of the expansions matters: the paper's m = |γ|·S and the criteria it is compared with."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -15,24 +15,21 @@ from .system.files import lookup
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a criterion sees of one block's 1×1 expansion with N filters and its BatchNorm.
+    """What a criterion sees of one block's 1×1 expansion of N filters and its BatchNorm."""
 
-    weight (N, C, 1, 1); gamma, beta (N,); the loss's gradients of both, (N,), for criteria in NEEDS_DATA.
-    """
-
-    weight: Tensor
-    gamma: Tensor
-    beta: Tensor
-    gamma_grad: Tensor | None = None
+    weight: Tensor  # (N, C, 1, 1)
+    gamma: Tensor  # (N,)
+    beta: Tensor  # (N,)
+    gamma_grad: Tensor | None = None  # (N,), gradients of the loss, for criteria in NEEDS_DATA
     beta_grad: Tensor | None = None
-    generator: torch.Generator | None = None
+    generator: torch.Generator | None = None  # for "random"
 
 
 def filter_sparsity(weight: Tensor) -> Tensor:
-    """S of every filter of a convolution (Eq. 3-4); the paper calls it sparsity, though it is a density.
+    """S of every filter of a convolution (Eq. 3-4): the share of its weights that reach the layer's mean magnitude.
 
-    `weight`: (N, C, H, W); result: (N,), in [0, 1], the share of a filter's weights whose magnitude reaches the layer's
-    mean magnitude. Near 0 = redundant.
+    `weight`: (N, C, H, W); result: (N,), in [0, 1]. Near 0 = redundant. The paper calls S a sparsity, though it is a
+    density.
     """
     magnitude = weight.abs()
     return (magnitude >= magnitude.mean()).float().mean(dim=(1, 2, 3))
@@ -75,58 +72,84 @@ def l2(e: Expansion) -> Tensor:
 
 def fpgm(e: Expansion) -> Tensor:
     """Sum of distances to the layer's other filters: small near the geometric median (He et al. 2019)."""
-    flat = e.weight.flatten(1)
-    return torch.cdist(flat, flat).sum(dim=1)
+    filters = e.weight.flatten(1)
+    return torch.cdist(filters, filters).sum(dim=1)
 
 
 def taylor(e: Expansion) -> Tensor:
-    """|γ·∂L/∂γ + β·∂L/∂β|: first-order change of the loss L if the channel goes (Molchanov et al. 2019)."""
+    """|γ·∂L/∂γ + β·∂L/∂β|: first-order change of the loss L if the channel is removed (Molchanov et al. 2019)."""
     return (e.gamma * e.gamma_grad + e.beta * e.beta_grad).abs()
 
 
 CRITERIA: dict[str, Callable[[Expansion], Tensor]] = {
-    f.__name__: f for f in (gamma_sparsity, gamma, sparsity, l1, l1_gamma, random, l2, fpgm, taylor)
+    "gamma_sparsity": gamma_sparsity,
+    "gamma": gamma,
+    "sparsity": sparsity,
+    "l1": l1,
+    "l1_gamma": l1_gamma,
+    "random": random,
+    "l2": l2,
+    "fpgm": fpgm,
+    "taylor": taylor,
 }
-NEEDS_DATA = ("taylor",)
-RANKINGS = ("global", "layer")
-Batches = Iterable[tuple[Tensor, Tensor]] | None
+NEEDS_DATA = ("taylor",)  # criteria that need batches of images
+RANKINGS = ("global", "layer")  # filters compete in the whole network, or within their layer
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def score(model: nn.Module, criterion: str = "gamma_sparsity", batches: Batches = None, seed: int = 0) -> list[Tensor]:
+def score(
+    model: nn.Module, criterion: str = "gamma_sparsity", batches: Batches | None = None, seed: int = 0
+) -> list[Tensor]:
     """Importance of every expansion filter: one tensor (width,) per block, on the CPU; larger = more important.
 
-    `criterion`: a name in CRITERIA. `batches` of (images as the network takes them, or uint8 at its size; labels): only
-    for "taylor", gradients are averaged over them. `seed`: only for "random". The model is untouched. Raises ValueError
-    for an unknown criterion, missing batches, a network without blocks, or a score that is not finite.
+    `criterion`: a name in CRITERIA. `batches` of (images, labels): only for "taylor", gradients are averaged over them;
+    images as the network takes them, or uint8 at its size. `seed`: only for "random". The model is untouched.
+    Raises ValueError for an unknown criterion, missing batches, no blocks, or a score that is not finite.
     """
-    function, every, needs_data = lookup(CRITERIA, criterion, "criterion"), blocks(model), criterion in NEEDS_DATA
-    if needs_data and batches is None:
-        raise ValueError(f"criterion {criterion!r} needs gradients: give batches=[(images, labels), ...]")
-    grads = _gradients(model, batches) if needs_data else [(None, None)] * len(every)
-    scores, generator = [], torch.Generator().manual_seed(seed)
-    for block, (gamma_grad, beta_grad) in zip(every, grads):
-        tensors = (block.expand.weight, block.expand_bn.weight, block.expand_bn.bias)
-        expansion = Expansion(*(t.detach().cpu() for t in tensors), gamma_grad, beta_grad, generator)
-        scores.append(function(expansion))
-        if not scores[-1].isfinite().all():
+    function = lookup(CRITERIA, criterion, "criterion")
+    found = blocks(model)
+    gradients = [(None, None)] * len(found)
+    if criterion in NEEDS_DATA:
+        if batches is None:
+            raise ValueError(f"criterion {criterion!r} needs gradients: give batches=[(images, labels), ...]")
+        gradients = _gamma_and_beta_gradients(model, batches)
+
+    generator = torch.Generator().manual_seed(seed)
+    scores = []
+    for block, (gamma_grad, beta_grad) in zip(found, gradients):
+        expansion = Expansion(
+            weight=block.expand.weight.detach().cpu(),
+            gamma=block.expand_bn.weight.detach().cpu(),
+            beta=block.expand_bn.bias.detach().cpu(),
+            gamma_grad=gamma_grad,
+            beta_grad=beta_grad,
+            generator=generator,
+        )
+        values = function(expansion)
+        if not values.isfinite().all():
             raise ValueError(f"{criterion!r} gives scores that are not finite in {block.name}: has training diverged?")
+        scores.append(values)
     return scores
 
 
 def rank_within_layers(scores: Sequence[Tensor]) -> list[Tensor]:
-    """Each score's rank within its layer, in [0, 1): one threshold for all layers then cuts the same share of each."""
-    return [s.argsort(stable=True).argsort().double() / len(s) for s in scores]
+    """The rank of each score within its layer, in [0, 1): one global threshold then cuts the same share of each layer."""
+    return [layer.argsort(stable=True).argsort().double() / len(layer) for layer in scores]
 
 
-def _gradients(model: nn.Module, batches: Batches) -> list[tuple[Tensor, Tensor]]:
-    """Mean gradients of γ and β of each expansion's BatchNorm."""
+def _gamma_and_beta_gradients(model: nn.Module, batches: Batches) -> list[tuple[Tensor, Tensor]]:
+    """Mean gradients of γ and β of each expansion's BatchNorm over the batches."""
     model = copy.deepcopy(model).eval().requires_grad_(True)
     model.zero_grad()
-    device, count = next(model.parameters()).device, 0
+    device = next(model.parameters()).device
+    count = 0
     for images, labels in batches:
         x = to_input(images, images.shape[-1]) if images.dtype == torch.uint8 else images
-        F.cross_entropy(model(x.to(device)), labels.to(device)).backward()
+        loss = F.cross_entropy(model(x.to(device)), labels.to(device))
+        loss.backward()  # gradients add up
         count += 1
-    if not count:
+    if count == 0:
         raise ValueError("batches is empty: give at least one (images, labels)")
-    return [(b.expand_bn.weight.grad.cpu() / count, b.expand_bn.bias.grad.cpu() / count) for b in blocks(model)]
+    norms = [block.expand_bn for block in blocks(model)]
+    return [(norm.weight.grad.cpu() / count, norm.bias.grad.cpu() / count) for norm in norms]

@@ -36,14 +36,15 @@ TABLE_3 = pd.DataFrame(
     ],
     columns=_COST_COLUMNS,
 )
-BEST_RATE, BEST_ACCURACY_PCT = 0.45, 88.82  # section 3.2.3: the best of 14 rates
+BEST_RATE = 0.45  # section 3.2.3: the best of 14 rates
+BEST_ACCURACY_PCT = 88.82
 COLLAPSE_RATE = 0.7  # section 3.2.3: a layer loses every filter
 
-# Table 4: its body is missing in our copy; the text gives this method's accuracy at 50 %, which is Table 3's, and its
-# gain over the sparse-trained network of Figure 6
-TABLE_4_OURS_PCT, TABLE_4_GAIN_PCT = 88.55, 0.40
+# Table 4: the rows of its criteria are missing in our copy; the text gives two numbers
+TABLE_4_OURS_PCT = 88.55  # this method at 50 %, the same as in Table 3
+TABLE_4_GAIN_PCT = 0.40  # over the sparse-trained network of Figure 6
 
-# Table 5: expansion widths of the 15 units before and after pruning half of all filters
+# Table 5: expansion widths of the 15 blocks before and after pruning half of all filters
 TABLE_5 = pd.DataFrame(
     {
         "block": range(15),
@@ -65,4 +66,4 @@ TABLE_6 = pd.DataFrame(
     ],
     columns=_COST_COLUMNS,
 )
-IMPOSSIBLE_RATE = 0.1  # of Table 6: whichever tenth of the filters goes, more parameters stay (notebook 08)
+IMPOSSIBLE_RATE = 0.1  # of Table 6: whichever tenth of the filters is removed, more parameters remain (notebook 08)

@@ -10,74 +10,95 @@ from torch import Tensor, nn
 from .blocks import Block, blocks, narrow_block
 from .model import MobileNetV3Large, make_divisible
 
-SE_RULES = ("paper", "keep")
+SE_RULES = ("paper", "keep")  # what becomes of SE's hidden channels: see `prune`
 
 
 def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1) -> list[Tensor]:
-    """Which filters stay when the share `rate` of all of them, ranked together, is removed: one bool tensor per layer.
+    """One bool mask per layer of the filters that stay when the share `rate`, in [0, 1), of all of them is removed.
 
-    Rate 0 keeps all; else the first int(total·rate) + 1 of a stable ascending sort of all scores go (ties by layer,
-    then index): for distinct scores that is "keep m > t" with t = `threshold(scores, rate)`, and 2 507 of 5 016 stay
-    at 0.5 (Table 5). A layer left with fewer than `min_width` keeps its best `min_width`; with `min_width=0` an
-    emptied layer is an error, the paper's collapse at 70 %. `multiple_of=k` then moves each width to the nearest
-    multiple of k (at least k, at most the largest within the layer; a narrower layer stays whole), best scores first.
-    Raises ValueError for a rate outside [0, 1), scores that are not 1-D and finite, or a k larger than every layer.
+    All filters are ranked together. Rate 0 keeps all; else the lowest int(total·rate) + 1 go (ties by layer, then
+    index), so that 2,507 of 5,016 stay at 0.5 (Table 5). A layer keeps at least its best `min_width`; with
+    `min_width=0` an emptied layer is an error (the paper's collapse at 70 %). `multiple_of=k` moves each width to the
+    nearest multiple of k within the layer, at least k. Raises ValueError for arguments out of range.
     """
     check_pruning(rate, multiple_of, min_width)
     flat = _flatten(scores)
-    if multiple_of > (widest := max(map(len, scores))):
-        raise ValueError(f"multiple_of={multiple_of} is larger than every layer: the widest has {widest} filters")
+    sizes = [len(layer) for layer in scores]
+    if multiple_of > max(sizes):
+        raise ValueError(f"multiple_of={multiple_of} is larger than every layer: the widest has {max(sizes)} filters")
+
     keep = torch.ones(len(flat), dtype=torch.bool)
     if rate > 0:
-        keep[flat.argsort(stable=True)[: int(len(flat) * rate) + 1]] = False
-    widths = [int(part.sum()) for part in keep.split([len(s) for s in scores])]
+        # for distinct scores: keep m > t, with t = threshold(scores, rate)
+        lowest = flat.argsort(stable=True)[: _threshold_place(len(flat), rate) + 1]
+        keep[lowest] = False
+    widths = [int(layer.sum()) for layer in keep.split(sizes)]
+
     if min_width == 0 and 0 in widths:
         empty = [i for i, width in enumerate(widths) if width == 0]
         raise ValueError(f"rate {rate} removes every filter of block(s) {empty}: prune less or set min_width ≥ 1")
-    widths = [max(width, min(min_width, len(s))) for width, s in zip(widths, scores)]
-    return top_masks(scores, [_align(w, len(s), multiple_of, min_width) for w, s in zip(widths, scores)])
+    aligned = []
+    for width, size in zip(widths, sizes):
+        width = max(width, min(min_width, size))
+        aligned.append(_align(width, size, multiple_of, min_width))
+    return top_masks(scores, aligned)
 
 
 def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
-    """Masks that keep each layer's `widths[i]` best filters; among equal scores the later index stays."""
-    ranks = [s.cpu().argsort(stable=True).argsort() for s in scores]
-    return [rank >= len(rank) - width for rank, width in zip(ranks, widths, strict=True)]
+    """Masks that keep the best `widths[i]` filters of each layer; among equal scores the later index stays."""
+    masks = []
+    for layer, width in zip(scores, widths, strict=True):
+        rank = layer.cpu().argsort(stable=True).argsort()
+        masks.append(rank >= len(layer) - width)
+    return masks
 
 
 def threshold(scores: Sequence[Tensor], rate: float) -> float:
-    """t = sorted(m)[int(total·rate)], the global threshold of Table 2; at rate 0 it is the smallest score, which stays."""
+    """t = sorted(m)[int(total·rate)], the global threshold of Table 2.
+
+    Filters up to and including t go. At rate 0 it is the smallest score, which stays.
+    """
     check_pruning(rate)
     flat = _flatten(scores)
-    return float(flat.sort().values[int(len(flat) * rate)])
+    return float(flat.sort().values[_threshold_place(len(flat), rate)])
 
 
 def layer_collapse_rates(scores: Sequence[Tensor]) -> list[float]:
     """The rate at which each layer loses its last filter; the network breaks at the smallest (paper: 70 %)."""
     flat = _flatten(scores)
-    place = flat.argsort(stable=True).argsort()  # of each filter in the order in which they go
-    return [int(part.max()) / len(flat) for part in place.split([len(s) for s in scores])]
+    place = flat.argsort(stable=True).argsort()  # of each filter in the order of removal
+    sizes = [len(layer) for layer in scores]
+    return [int(layer.max()) / len(flat) for layer in place.split(sizes)]
 
 
 def prune(model: nn.Module, masks: Sequence[Tensor], squeeze: str | None = None) -> nn.Module:
     """A new network with only the expansion filters that `masks` keep; `model` is untouched, kept weights are copies.
 
-    Any network that `blocks` understands; the result has its class, its forward and its state-dict names. `squeeze`:
-    "keep" leaves SE's hidden channels: exactly the dense network with the removed depthwise channels zeroed. "paper"
-    narrows them to make_divisible(width / 4): only so does Table 5's network have 2.34 M parameters. None: "paper" for
-    the paper's network, "keep" for others, whose SE has a ratio of its own. Raises ValueError for masks that do not fit.
+    Any network that `blocks` finds blocks in; class, forward and state-dict names stay. `squeeze`, SE's hidden
+    channels: "keep" leaves them, so the result is exactly the dense network with the removed depthwise channels zeroed;
+    "paper" narrows them to make_divisible(width / 4), which alone gives Table 5's network 2.34 M parameters; None:
+    "paper" for the paper's network, "keep" for others. Raises ValueError for masks that do not fit.
     """
-    squeeze = squeeze or ("paper" if isinstance(model, MobileNetV3Large) else "keep")
-    check_pruning(squeeze=squeeze)
+    rule = default_se_rule(model) if squeeze is None else squeeze
+    check_pruning(squeeze=rule)
     pruned = copy.deepcopy(model)
-    for block, mask in _checked_pairs(blocks(pruned), masks):
-        count = se_width(int(mask.sum()), block.hidden, squeeze)
-        narrow_block(block, mask.nonzero().flatten(), strongest_hidden(block, mask, count))
+    found = blocks(pruned)
+    _check_masks(found, masks)
+    for block, mask in zip(found, masks):
+        kept = mask.nonzero().flatten()
+        count = se_width(len(kept), block.hidden, rule)
+        narrow_block(block, kept, strongest_hidden(block, mask, count))
     return pruned
 
 
-def se_width(width: int, hidden: int, squeeze: str) -> int:
-    """Hidden channels of SE when its block has `width` channels left and had `hidden`; see `prune`."""
-    return min(hidden, make_divisible(width / 4)) if squeeze == "paper" else hidden
+def default_se_rule(model: nn.Module) -> str:
+    """The rule of SE_RULES that `prune` takes for `model` if none is given: other networks' SE has its own ratio."""
+    return "paper" if isinstance(model, MobileNetV3Large) else "keep"
+
+
+def se_width(width: int, hidden: int, rule: str) -> int:
+    """Hidden channels of SE when its block has `width` channels left and had `hidden`; `rule`: one of SE_RULES."""
+    return min(hidden, make_divisible(width / 4)) if rule == "paper" else hidden
 
 
 def strongest_hidden(block: Block, mask: Tensor, count: int) -> Tensor:
@@ -90,41 +111,51 @@ def strongest_hidden(block: Block, mask: Tensor, count: int) -> Tensor:
     mask = mask.to(block.squeeze.weight.device)
     incoming = block.squeeze.weight.detach()[:, mask].abs().sum(dim=(1, 2, 3))
     outgoing = block.excite.weight.detach()[mask].abs().sum(dim=(0, 2, 3))
-    return (incoming * outgoing).argsort(descending=True, stable=True)[:count].sort().values
+    strongest_first = (incoming * outgoing).argsort(descending=True, stable=True)
+    return strongest_first[:count].sort().values
 
 
 def check_pruning(rate: float = 0, multiple_of: int = 1, min_width: int = 1, squeeze: str = "paper") -> None:
-    """Raises ValueError unless `keep_masks` and `prune` understand these."""
+    """Raises ValueError for what `keep_masks` and `prune` do not accept."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate!r} (0.5 removes half of all filters)")
     for name, value, least in (("multiple_of", multiple_of, 1), ("min_width", min_width, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
     if squeeze not in SE_RULES:
         raise ValueError(f"squeeze must be one of {', '.join(SE_RULES)}, got {squeeze!r}")
 
 
-def _align(width: int, dense: int, k: int, least: int) -> int:
-    if dense < k:
-        return dense
+def _threshold_place(total: int, rate: float) -> int:
+    """Place of the threshold among `total` ascending scores: the last one removed."""
+    return int(total * rate)
+
+
+def _align(width: int, size: int, k: int, min_width: int) -> int:
+    """The multiple of `k` nearest to `width` that a layer of `size` filters has; a layer narrower than k stays dense."""
+    if size < k:
+        return size
     nearest = int(width / k + 0.5) * k
-    return min(max(nearest, k, math.ceil(least / k) * k), dense // k * k)
+    least = max(k, math.ceil(min_width / k) * k)
+    most = size // k * k
+    return min(max(nearest, least), most)
 
 
 def _flatten(scores: Sequence[Tensor]) -> Tensor:
-    total = sum(len(s) for s in scores)
-    if not total or any(s.ndim != 1 or not s.isfinite().all() for s in scores):
+    total = sum(len(layer) for layer in scores)
+    if total == 0 or any(layer.ndim != 1 or not layer.isfinite().all() for layer in scores):
         raise ValueError("scores must be a list of 1-D tensors of finite numbers, one per filter, as from score()")
-    return torch.cat([s.cpu() for s in scores])
+    return torch.cat([layer.cpu() for layer in scores])
 
 
-def _checked_pairs(found: Sequence[Block], masks: Sequence[Tensor]) -> list[tuple[Block, Tensor]]:
+def _check_masks(found: Sequence[Block], masks: Sequence[Tensor]) -> None:
     if len(masks) != len(found):
         raise ValueError(f"masks must be {len(found)} bool tensors, one per block, got {len(masks)}")
     for block, mask in zip(found, masks):
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (block.width,):
-            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"the mask of {block.name} must be a bool tensor of shape ({block.width},), got {got}")
+        wanted = f"the mask of {block.name} must be a bool tensor of shape ({block.width},)"
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"{wanted}, got {type(mask).__name__}")
+        if mask.dtype != torch.bool or mask.shape != (block.width,):
+            raise ValueError(f"{wanted}, got {mask.dtype} {tuple(mask.shape)}")
         if not mask.any():
             raise ValueError(f"the mask of {block.name} removes all {block.width} filters: keep at least one")
-    return list(zip(found, masks))

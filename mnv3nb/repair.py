@@ -1,4 +1,4 @@
-"""Repairs without fine-tuning: compensation for the constants of removed channels, BatchNorm measured anew."""
+"""Repairs of a pruned network without fine-tuning: removed channels' constants folded in, BatchNorm re-estimated."""
 
 import copy
 from collections.abc import Sequence
@@ -15,81 +15,121 @@ from .pruning import strongest_hidden
 
 @torch.no_grad()
 def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], image_size: int) -> nn.Module:
-    """A copy of `pruned` = prune(dense, masks) that compensates for the removed channels; for use without fine-tuning.
+    """A copy of `pruned` = prune(dense, masks) that compensates for the removed channels, for use without fine-tuning.
 
-    At γ = 0 a channel of the expansion is the constant act(β). What becomes of it in the depthwise convolution and SE,
-    for images of `image_size` pixels, is added to the BatchNorm after the projection and to SE's biases.
-
-    Exact for γ = 0: the input of SE, and the projection's mean over the map, or all of it where the zero border of the
-    depthwise convolution does not reach. Approximate: the border's deviation from that mean; γ ≠ 0; with SE, the scale
-    of removed channels and the output of removed hidden channels, both taken at the mean input of SE.
+    At γ = 0 a channel of the expansion is the constant act(β), whatever the image. What the depthwise convolution and
+    SE make of these constants on maps for `image_size` pixels is added to SE's biases and to the projection's BatchNorm.
+    Exact at γ = 0: SE's input, and the projection's output averaged over the map. Approximate: the map's border, where
+    zeros are padded; γ ≠ 0; with SE, its factors, which are taken at SE's mean input.
     """
     folded = copy.deepcopy(pruned)
-    names = {module: name for name, module in dense.named_modules()}
-    sides = {row["name"]: row["shape"][-1] for row in layer_costs(copy.deepcopy(dense).float(), image_size)}
+    sides = _map_sides(dense, image_size)
     for old, new, mask in zip(blocks(dense), blocks(folded), masks, strict=True):
-        gone = ~mask.to(old.expand.weight.device)
-        to_squeeze, to_excite, to_project = _mean_inputs_without(old, gone, sides[names[old.expand]])
+        removed = ~mask.to(old.expand.weight.device)
         if new.squeeze:
-            kept = strongest_hidden(old, mask, new.hidden)
-            lost = torch.ones_like(to_excite).index_fill_(0, kept, 0)
-            new.squeeze.bias += (old.squeeze.weight[:, gone, 0, 0] @ to_squeeze[gone])[kept]
-            new.excite.bias += (old.excite.weight[:, :, 0, 0] @ (lost * to_excite))[~gone]
-        shift = old.project.weight[:, gone, 0, 0] @ to_project[gone]
-        if new.project_bn:
-            new.project_bn.running_mean -= shift
+            to_squeeze, to_excite, to_project = _mean_inputs_with_se(old, removed, sides[old.name])
+            _shift_se_biases(old, new, mask, removed, to_squeeze, to_excite)
         else:
-            new.project.bias += shift
+            to_project = _mean_input_without_se(old, removed, sides[old.name])
+        missing = old.project.weight[:, removed, 0, 0] @ to_project[removed]
+        if new.project_bn:
+            new.project_bn.running_mean -= missing  # BatchNorm subtracts its mean: this adds what is missing
+        else:
+            new.project.bias += missing
     return folded
 
 
 def reestimate_batchnorm(
     model: nn.Module, images: Tensor, image_size: int, batch_size: int = 128, augment: str = "none"
 ) -> None:
-    """Measure the running mean and variance of every BatchNorm anew, in place: averages over batches of `images`.
+    """Measure the running mean and variance of every BatchNorm again, in place, averaged over batches of `images`.
 
-    The cheap repair after pruning: no labels, no gradients; weights, γ and β stay. `images`: uint8 (N, 3, H, W), a few
-    hundred training images; a last batch of one is left out. `augment`: as in training, whose statistics these replace
-    (see `mnv3nb.data.batches`); other images make other statistics. Leaves the network in eval mode.
-    Raises ValueError if no batch has two images.
+    The cheap repair after pruning: no labels, no gradients, and all weights stay. `images`: uint8 (N, 3, H, W), a few
+    hundred training images; a last batch of one is left out. `augment`: as in training (`mnv3nb.data.batches`), because
+    other images have other statistics. Leaves the network in eval mode. Raises ValueError for fewer than two images.
     """
     if min(len(images), batch_size) < 2:
         raise ValueError(f"BatchNorm needs batches of at least 2 images, got {len(images)} in batches of {batch_size}")
     device = next(model.parameters()).device
-    parts = images.split(batch_size)
-    if augment != "none":
+    if augment == "none":
+        parts = images.split(batch_size)
+    else:
         labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        data = Dataset(images, labels, images, labels, ())
-        parts = (x for x, _ in batches(data, batch_size, torch.Generator().manual_seed(0), augment))
-    update_bn((to_input(x.to(device), image_size) for x in parts if len(x) > 1), model)
+        data = Dataset(images, labels, images, labels, classes=())
+        generator = torch.Generator().manual_seed(0)
+        parts = (part for part, _ in batches(data, batch_size, generator, augment))
+    update_bn((to_input(part.to(device), image_size) for part in parts if len(part) > 1), model)
     model.eval()
 
 
-def _mean_inputs_without(block: Block, gone: Tensor, side: int) -> list[Tensor | None]:
-    """Mean input per channel of squeeze, excite (None without SE) and projection while the channels `gone` are constant.
+def _map_sides(model: nn.Module, image_size: int) -> dict[str, int]:
+    """For each block, by name, the side of its expansion's maps in pixels."""
+    rows = layer_costs(copy.deepcopy(model).float(), image_size)
+    sides = {row["name"]: row["shape"][-1] for row in rows}
+    names = {module: name for name, module in model.named_modules()}
+    return {block.name: sides[names[block.expand]] for block in blocks(model)}
 
-    In a copy of the block their γ is 0, so that they are act(β) on a map of `side` pixels, whatever the input.
+
+def _shift_se_biases(
+    old: Block, new: Block, mask: Tensor, removed: Tensor, to_squeeze: Tensor, to_excite: Tensor
+) -> None:
+    """Add to the biases of SE what its inputs from the removed channels, and from its own removed channels, gave."""
+    from_removed = old.squeeze.weight[:, removed, 0, 0] @ to_squeeze[removed]
+    kept_hidden = strongest_hidden(old, mask, new.hidden)
+    new.squeeze.bias += from_removed[kept_hidden]
+
+    hidden_is_lost = torch.ones_like(to_excite).index_fill_(0, kept_hidden, 0)
+    from_lost_hidden = old.excite.weight[:, :, 0, 0] @ (hidden_is_lost * to_excite)
+    new.excite.bias += from_lost_hidden[~removed]
+
+
+def _mean_input_without_se(block: Block, removed: Tensor, side: int) -> Tensor:
+    """The projection's mean input per channel while the channels `removed` are constant, on a map of `side` pixels."""
+    constant = _with_constants(block, removed)
+    (to_project,) = _mean_inputs(constant, _no_signal(constant, side), constant.project)
+    return to_project
+
+
+def _mean_inputs_with_se(block: Block, removed: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean input per channel of squeeze, excite and projection while the channels `removed` are constant.
+
+    The removed channels' part of SE's input is exact: their constant. The other channels' part stands at what is
+    typical of them, by the statistics of their BatchNorm.
     """
-    (block,) = blocks(copy.deepcopy(block.module).eval())
-    block.expand_bn.weight[gone] = 0
-    x = block.expand.weight.new_zeros(1, block.expand.in_channels, side, side)
-    if not block.squeeze:
-        return [None, None, *_mean_inputs(block, x, block.project)]
-    typical = block.depthwise.register_forward_hook(lambda *_: _normal_inputs(block.depthwise_bn))
-    (mean,) = _mean_inputs(block, x, block.squeeze)
-    typical.remove()
-    gone, mean = gone[:, None, None], mean[:, None, None]
-    block.squeeze.register_forward_pre_hook(lambda _, inputs: torch.where(gone, inputs[0], mean))
-    return _mean_inputs(block, x, block.squeeze, block.excite, block.project)
+    constant = _with_constants(block, removed)
+    x = _no_signal(constant, side)
+
+    hook = constant.depthwise.register_forward_hook(lambda *_: _normal_inputs(constant.depthwise_bn))
+    (typical,) = _mean_inputs(constant, x, constant.squeeze)
+    hook.remove()
+
+    def blend(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return torch.where(removed[:, None, None], inputs[0], typical[:, None, None])
+
+    constant.squeeze.register_forward_pre_hook(blend)
+    return tuple(_mean_inputs(constant, x, constant.squeeze, constant.excite, constant.project))
+
+
+def _with_constants(block: Block, removed: Tensor) -> Block:
+    """A copy of the block whose `removed` channels are the constants act(β), because their γ is 0."""
+    (constant,) = blocks(copy.deepcopy(block.module).eval())
+    constant.expand_bn.weight[removed] = 0
+    return constant
+
+
+def _no_signal(block: Block, side: int) -> Tensor:
+    """An input of zeros: channels at γ = 0 do not depend on it."""
+    return block.expand.weight.new_zeros(1, block.expand.in_channels, side, side)
 
 
 def _normal_inputs(norm: nn.BatchNorm2d, points: int = 64) -> Tensor:
-    """Inputs (points, C, 1, 1) of a BatchNorm, normally distributed with the mean and variance that it measured."""
+    """Inputs (points, C, 1, 1) of a BatchNorm: quantiles of the normal distribution with its mean and variance."""
     levels = (torch.arange(points).to(norm.running_mean) + 0.5) / points
-    x = norm.running_mean + (norm.running_var + norm.eps).sqrt() * torch.special.ndtri(levels)[:, None]
+    deviation = (norm.running_var + norm.eps).sqrt()
+    x = norm.running_mean + deviation * torch.special.ndtri(levels)[:, None]
     return x[:, :, None, None]
 
 
 def _mean_inputs(block: Block, x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each of `layers` takes when `block` runs on `x`: the mean per channel over batch and map."""
+    """The input of each of `layers` when the block runs on `x`: the mean per channel over batch and map."""
     return [inputs.mean((0, 2, 3)) for inputs in inputs_of(layers, block.module, x)]

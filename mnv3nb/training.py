@@ -1,20 +1,19 @@
-"""One loop for plain and sparse training and fine-tuning; stopped after any epoch, it resumes exactly."""
+"""One loop for plain training, sparse training and fine-tuning. Stopped after any epoch, it resumes exactly."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import batch_norms, blocks
-from .data.batches import AUGMENTATIONS, Dataset, batches, read_ahead, to_input
+from .data.batches import AUGMENTATIONS, Dataset, batches, steps_per_epoch, to_input
 from .system.device import pick_device
 from .system.progress import Progress
-from .system.speed import Replayed, adam, fast_forward, set_rate
+from .system.speed import RecordedStep, fast_forward, make_adam, set_learning_rate
 
 SCHEDULES = ("cosine", "cosine_epoch", "constant")
 PENALTIES = ("subgradient", "proximal", "l2")
@@ -23,40 +22,40 @@ PENALIZED = ("all", "expansion")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training, the paper's where it says (section 3.1: Adam, lr 0.001; Eq. 1: λ).
+    """Everything that decides a training; the paper's values where it gives them (section 3.1, Eq. 1).
 
-    `lam`: λ ≥ 0 on the γ of `penalized` BatchNorms ("all" or "expansion"), 0 = off. `penalty`: "subgradient" adds
-    λ·sign(γ) to the gradient (network slimming), "proximal" shrinks |γ| by lr·λ after the step, "l2" adds λ·γ (Adam's
-    weight_decay). `schedule`: "cosine" anneals `lr` to 0 by step, "cosine_epoch" by epoch, "constant" not at all.
-    `gamma_init`: of the network that a run starts with, see `MobileNetV3Large`. `augment`: see `mnv3nb.data.batches`.
+    Raises ValueError for a value out of range.
     """
 
     epochs: int = 25
-    batch_size: int = 32
-    image_size: int = 32
-    lr: float = 1e-3
-    schedule: str = "cosine"
-    lam: float = 0.0
+    batch_size: int = 32  # at least 2, for BatchNorm
+    image_size: int = 32  # pixels; images are resized
+    lr: float = 1e-3  # of Adam, at the first step
+    schedule: str = "cosine"  # anneals lr to 0 by step; "cosine_epoch": by epoch; "constant": not at all
+    lam: float = 0.0  # λ of the sparsity penalty on γ, 0 = off
+    # "subgradient": λ·sign(γ) is added to the gradient (network slimming); "proximal": |γ| shrinks by lr·λ after the
+    # step; "l2": λ·γ is added to the gradient (Adam's weight_decay)
     penalty: str = "subgradient"
-    penalized: str = "all"
-    gamma_init: float = 1.0
-    augment: str = "none"
-    seed: int = 0
+    penalized: str = "all"  # the BatchNorms whose γ the penalty acts on; "expansion": those of the expansions
+    gamma_init: float = 1.0  # of the network that a run starts with, see MobileNetV3Large
+    augment: str = "none"  # see mnv3nb.data.batches
+    seed: int = 0  # of the order of the images and of augmentation
 
     def __post_init__(self):
-        words = {"schedule": SCHEDULES, "penalty": PENALTIES, "penalized": PENALIZED, "augment": AUGMENTATIONS}
-        for name, allowed in words.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        choices = {"schedule": SCHEDULES, "penalty": PENALTIES, "penalized": PENALIZED, "augment": AUGMENTATIONS}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, least in {"epochs": 0, "batch_size": 2, "image_size": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
         for name in ("lr", "lam", "gamma_init"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
-            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one name
+            object.__setattr__(self, name, float(value))  # configs with 1 and with 1.0 are equal
 
 
 def train(
@@ -71,98 +70,123 @@ def train(
     progress: bool = True,
     label: str = "",
 ) -> list[dict]:
-    """Train `model` in place on the training images; test accuracy after every epoch (row 0: before the first step).
+    """Train `model`, any network, in place on the training images. Returns the history, one dict per epoch.
 
-    Any network will do. Returns the history, one dict per epoch: epoch, lr, train_loss (cross-entropy), train_accuracy,
-    test_accuracy (in [0, 1]), seconds. `on_epoch(state, history)` is called after each epoch; stored then (the tensors
-    keep changing) and given back as `state` and `history`, training resumes from there, bit for bit (CPU, same number
-    of threads). Raises FloatingPointError at the end of the first epoch whose loss or γ was not finite.
+    Its keys: epoch, lr, train_loss (cross-entropy), train_accuracy, test_accuracy (in [0, 1]), seconds; row 0 is before
+    the first step. `on_epoch(state, history)` is called after each epoch: store both at once (the tensors keep
+    changing), give them back as `state` and `history`, and training resumes there, bit for bit (CPU, same threads).
+    Raises FloatingPointError at the end of the first epoch with a loss or γ that is not finite.
     """
     if (state is not None) != bool(history):
         raise ValueError("state and history go together: give both, as on_epoch received them, or neither")
-    if config.lam and not _penalized_gammas(model, config.penalized):
+    if config.lam and not penalized_gammas(model, config.penalized):
         raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
+
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
     data = dataset.to(device)
-    optimizer = adam(model, config.lr, device)
-    totals, history = torch.zeros(3, device=device), list(history or [])  # totals: see _step
-    step = Replayed(partial(_step, model, optimizer, config, totals), model, device)
+    optimizer = make_adam(model, config.lr, device)
+    # sums over an epoch; they stay on the device, since reading them would wait for it
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
+    finite_steps = torch.zeros((), device=device)  # steps before the first loss that is not finite
+
+    def train_step(images: Tensor, labels: Tensor) -> None:
+        with fast_forward(device):
+            logits = model(to_input(images, config.image_size))
+            loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.lam and config.penalty != "proximal":
+            add_gamma_penalty(model, config.lam, config.penalty, config.penalized)
+        optimizer.step()
+        if config.lam and config.penalty == "proximal":
+            shrink_gammas(model, optimizer.param_groups[0]["lr"] * config.lam, config.penalized)
+        with torch.no_grad():
+            loss_sum.add_(loss * len(labels))
+            correct.add_((logits.argmax(1) == labels).sum())
+            finite_steps.add_(loss_sum.isfinite())
+
+    run_step = RecordedStep(train_step, model, device)  # faster on CUDA; elsewhere it just calls train_step
+
+    def test_accuracy() -> float:
+        return evaluate(model, data.test_images, data.test_labels, config.image_size)
+
     if state is not None:
         restore(model, optimizer, state)
+        history = list(history)
     else:
-        accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
-        row = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None, "test_accuracy": accuracy}
-        history = [row | {"seconds": 0.0}]
-    with Progress(label, config.epochs, _steps(data, config), len(history) - 1, progress) as bar:
+        before = {"epoch": 0, "lr": 0.0, "train_loss": None, "train_accuracy": None}
+        history = [{**before, "test_accuracy": test_accuracy(), "seconds": 0.0}]
+
+    steps = steps_per_epoch(data, config.batch_size)
+    seen = min(len(data.train_images), steps * config.batch_size)  # images per epoch
+    with Progress(label, config.epochs, steps, len(history) - 1, progress) as bar:
         for epoch in range(len(history), config.epochs + 1):
             began = time.perf_counter()
-            row = _train_epoch(step, totals, model, optimizer, data, config, epoch, bar)
-            row["test_accuracy"] = evaluate(model, data.test_images, data.test_labels, config.image_size)
-            history.append(row | {"seconds": time.perf_counter() - began})
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            for total in (loss_sum, correct, finite_steps):
+                total.zero_()
+            model.train()
+            run_step.begin_epoch()
+            for number, (images, labels) in enumerate(batches(data, config.batch_size, generator, config.augment)):
+                lr = learning_rate(config, (epoch - 1) * steps + number, steps)
+                set_learning_rate(optimizer, lr)
+                run_step(images.to(device), labels)
+                bar.step_done()
+            check_finite(model, config, epoch, steps, int(finite_steps))
+            row = {
+                "epoch": epoch,
+                "lr": lr,
+                "train_loss": float(loss_sum) / seen,
+                "train_accuracy": float(correct) / seen,
+                "test_accuracy": test_accuracy(),
+                "seconds": time.perf_counter() - began,
+            }
+            history.append(row)
             if on_epoch:
                 on_epoch(snapshot(model, optimizer), list(history))
-            bar.epoch_done(history[-1])
+            bar.epoch_done(row)
     return history
-
-
-def _train_epoch(step, totals: Tensor, model, optimizer, data: Dataset, config: TrainConfig, epoch: int, bar) -> dict:
-    steps, generator = _steps(data, config), torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    model.train()
-    step.begin()
-    source = batches(data, config.batch_size, generator, config.augment)
-    for number, (images, labels) in enumerate(read_ahead(source) if data.mapped else source):
-        lr = set_rate(optimizer, learning_rate(config, (epoch - 1) * steps + number, steps))
-        step(images.to(totals.device), labels)
-        bar.step_done()
-    loss, correct, good = totals.tolist()
-    totals.zero_()
-    _check_finite(model, config, epoch, steps, int(good))
-    seen = min(len(data.train_images), steps * config.batch_size)
-    return {"epoch": epoch, "lr": lr, "train_loss": loss / seen, "train_accuracy": correct / seen}
-
-
-def _step(model, optimizer, config: TrainConfig, totals: Tensor, images: Tensor, labels: Tensor) -> None:
-    """Adds to `totals`: loss, images classified correctly, and 1 as long as no loss was bad; no step waits for the GPU."""
-    with fast_forward(images.device):
-        logits = model(to_input(images, config.image_size))
-        loss = F.cross_entropy(logits, labels)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.lam and config.penalty != "proximal":
-        add_gamma_penalty(model, config.lam, config.penalty, config.penalized)
-    optimizer.step()
-    with torch.no_grad():
-        if config.lam and config.penalty == "proximal":
-            amount = optimizer.param_groups[0]["lr"] * config.lam
-            for gamma in _penalized_gammas(model, config.penalized):
-                gamma -= gamma.clamp(-amount, amount)
-        totals[:2] += torch.stack((loss * len(labels), (logits.argmax(1) == labels).sum()))
-        totals[2] += totals[0].isfinite()
 
 
 @torch.no_grad()
 def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient", penalized: str = "all") -> None:
     """Add the gradient of the sparsity penalty to the γ's gradients (Eq. 1): call it between backward() and step().
 
-    For any network and any training loop. "subgradient" is the derivative of λ·Σ|γ|, λ·sign(γ) (the paper's); "l2" of
-    λ/2·Σγ². `penalized`: "all" BatchNorms, or those of each block's "expansion". With distributed data parallelism,
-    call it on every process. Raises ValueError for a λ < 0 or an unknown word.
+    For any network and any training loop. "subgradient": λ·sign(γ), the derivative of the paper's λ·Σ|γ|. "l2": λ·γ,
+    that of λ/2·Σγ². `penalized`: "all" BatchNorms, or those of each block's "expansion". With distributed data
+    parallelism, call it in every process. Raises ValueError for a λ that is negative or nan, or an unknown word.
     """
-    if lam < 0 or penalty not in ("subgradient", "l2") or penalized not in PENALIZED:
+    if not lam >= 0 or penalty not in ("subgradient", "l2") or penalized not in PENALIZED:
         allowed = "lam must be ≥ 0, penalty 'subgradient' or 'l2', penalized 'all' or 'expansion'"
         raise ValueError(f"{allowed}; got {lam!r}, {penalty!r}, {penalized!r}")
-    gammas = [gamma for gamma in _penalized_gammas(model, penalized) if gamma.grad is not None]
-    if gammas:
-        pull = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
-        torch._foreach_add_([gamma.grad for gamma in gammas], pull, alpha=lam)
+    gammas = [gamma for gamma in penalized_gammas(model, penalized) if gamma.grad is not None]
+    if not gammas:
+        return
+    direction = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
+    torch._foreach_add_([gamma.grad for gamma in gammas], direction, alpha=lam)
+
+
+@torch.no_grad()
+def shrink_gammas(model: nn.Module, amount: float | Tensor, penalized: str = "all") -> None:
+    """Move every penalized γ towards 0 by `amount`, and no further: the proximal step of λ·Σ|γ| for amount = lr·λ."""
+    for gamma in penalized_gammas(model, penalized):
+        gamma -= gamma.clamp(-amount, amount)
+
+
+def penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
+    """The trainable γ that the penalty acts on; `penalized`: a word of PENALIZED."""
+    norms = [block.expand_bn for block in blocks(model)] if penalized == "expansion" else batch_norms(model)
+    return [norm.weight for norm in norms if norm.weight is not None and norm.weight.requires_grad]
 
 
 @torch.no_grad()  # not inference_mode: weights laid out anew in it could not be trained afterwards
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, batch_size: int = 500) -> float:
     """Share of `images` (uint8 (N, 3, H, W)) that `model` classifies correctly, in [0, 1].
 
-    Leaves the model in eval mode, channels_last. Raises ValueError unless each image has a label and each label an output.
+    Leaves the model in eval mode, channels_last. Raises ValueError unless each image has a label and each label an
+    output.
     """
     if not len(images) or labels.shape != (len(images),):
         raise ValueError(f"give one label per image: {len(images)} images, labels of shape {tuple(labels.shape)}")
@@ -173,7 +197,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
         with fast_forward(device):
             logits = model(to_input(x.to(device), image_size))
         correct += (logits.argmax(1) == y.to(device)).sum()
-    if (largest := int(labels.max())) >= logits.shape[1]:
+    largest = int(labels.max())
+    if largest >= logits.shape[1]:
         raise ValueError(f"label {largest} is beyond the network's {logits.shape[1]} outputs: give it more num_classes")
     return int(correct) / len(images)
 
@@ -181,45 +206,51 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Learning rate of global `step` (from 0) with `steps` steps per epoch.
 
-    The last step of "cosine" has lr·(π/2T)², T = epochs·steps, and a γ that only the penalty moves comes to rest
-    within a hundred times that: the dead band of Table 2.
+    The last step of "cosine" has lr·(π/2T)², T = epochs·steps. A γ that only the penalty moves comes to rest within a
+    hundred times that: the dead band of Table 2.
     """
     if config.schedule == "constant":
         return config.lr
-    done = step / (config.epochs * steps) if config.schedule == "cosine" else (step // steps) / config.epochs
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "cosine_epoch":
+        return config.lr * _half_cosine((step // steps) / config.epochs)
+    return config.lr * _half_cosine(step / (config.epochs * steps))
 
 
-def _steps(data: Dataset, config: TrainConfig) -> int:
-    full, rest = divmod(len(data.train_images), config.batch_size)
-    return max(1, full + (rest > 1))
+def _half_cosine(done: float) -> float:
+    """From 1 at `done` = 0 to 0 at `done` = 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
-    layers = [b.expand_bn for b in blocks(model)] if penalized == "expansion" else batch_norms(model)
-    return [bn.weight for bn in layers if bn.weight is not None and bn.weight.requires_grad]
-
-
-def _check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, good: int) -> None:
-    gammas = [bn.weight for bn in batch_norms(model) if bn.weight is not None]
-    if good < steps or not all(bool(gamma.isfinite().all()) for gamma in gammas):
-        lr = learning_rate(config, (epoch - 1) * steps + (step := min(good, steps - 1)), steps)
-        where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
-        raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")
+def check_finite(model: nn.Module, config: TrainConfig, epoch: int, steps: int, finite_steps: int) -> None:
+    """Raises FloatingPointError if a loss of `epoch` or a γ is not finite; names the step, λ and learning rate."""
+    gammas = [norm.weight for norm in batch_norms(model) if norm.weight is not None]
+    if finite_steps == steps and all(bool(gamma.isfinite().all()) for gamma in gammas):
+        return
+    step = min(finite_steps, steps - 1)
+    lr = learning_rate(config, (epoch - 1) * steps + step, steps)
+    where = f"in epoch {epoch}, step {step}, with λ={config.lam:g}, lr={lr:g}"
+    raise FloatingPointError(f"training diverged: loss or γ not finite {where}; use a smaller λ or learning rate")
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    """The state of a training: the tensors of the network and of Adam by name, not copied."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+        for key, tensor in optimizer.state[parameter].items():
+            state[f"optimizer.{name}.{key}"] = tensor
     return state
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
+    """Put the tensors of a `snapshot` back."""
+    prefix = "model."
+    model.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            if (value := state.get(f"optimizer.{name}.{key}")) is None:  # a frozen parameter
+            tensor = state.get(f"optimizer.{name}.{key}")
+            if tensor is None:  # a frozen parameter
                 continue
-            value = value.to(parameter.device)
-            optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+            tensor = tensor.to(parameter.device)
+            if key != "step":
+                tensor = torch.empty_like(parameter).copy_(tensor)  # laid out as the parameter, channels_last
+            optimizer.state[parameter][key] = tensor

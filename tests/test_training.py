@@ -10,7 +10,7 @@ from support import TINY, fresh, same_tensors, timeless
 from mnv3nb import Dataset, MobileNetV3Large, evaluate, reestimate_batchnorm, train
 from mnv3nb.blocks import batch_norms
 from mnv3nb.data.batches import batches, to_input
-from mnv3nb.system.speed import Replayed
+from mnv3nb.system.speed import RecordedStep
 from mnv3nb.system.tensors import load_tensors, save_tensors
 from mnv3nb.training import learning_rate
 
@@ -210,7 +210,7 @@ def test_a_recorded_step_trains_as_one_that_is_called(tiny, monkeypatch, penalty
     recorded, called = fresh(), fresh()
     rows = train(recorded, tiny, config, device="cuda", progress=False)
     assert replays
-    monkeypatch.setattr(Replayed, "FIRST", 10**9)
+    monkeypatch.setattr(RecordedStep, "WARM_UP", 10**9)
     count = len(replays)
     wanted = train(called, tiny, config, device="cuda", progress=False)
     assert len(replays) == count

@@ -15,25 +15,28 @@ AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) indexing `classes`; `mapped`: the images stay on the disk."""
+    """Images to train on and to test on, with their labels."""
 
-    train_images: Tensor
-    train_labels: Tensor
+    train_images: Tensor  # uint8 (N, 3, H, W)
+    train_labels: Tensor  # int64 (N,), indexes of classes
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
-    mapped: bool = False
+    mapped: bool = False  # the images stay on the disk
 
     def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
-        """The first `train_images`; `holdout` > 0: the last `holdout` training images replace the test images."""
-        total, available = len(self.train_images), len(self.train_images) - holdout
+        """The first `train_images`. With `holdout` > 0, the last `holdout` training images replace the test images."""
+        total = len(self.train_images)
+        available = total - holdout
         count = available if train_images is None else train_images
         if not (0 <= holdout < total and 1 <= count <= available):
             raise ValueError(f"train_images={train_images} with holdout={holdout} does not fit {total} training images")
         part = replace(self, train_images=self.train_images[:count], train_labels=self.train_labels[:count])
-        if holdout:
-            part = replace(part, test_images=self.train_images[available:], test_labels=self.train_labels[available:])
-        return part
+        if holdout == 0:
+            return part
+        held_images = self.train_images[available:]
+        held_labels = self.train_labels[available:]
+        return replace(part, test_images=held_images, test_labels=held_labels)
 
     def to(self, device: torch.device) -> "Dataset":
         """The same data set on `device`; mapped images stay where they are."""
@@ -51,22 +54,54 @@ def to_input(images: Tensor, image_size: int) -> Tensor:
     return x
 
 
-def batches(data: Dataset, batch_size: int, generator: torch.Generator, augment: str = "none") -> Iterator[tuple]:
+def batches(
+    data: Dataset, batch_size: int, generator: torch.Generator, augment: str = "none"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One shuffled epoch of training images, uint8, and labels; `generator` (CPU) alone decides order and augmentation.
 
     `augment`: "none", "crop" (shift by up to an eighth of the side, zero border), "crop_flip" (and mirrored half of
     the time). A last batch of a single image is dropped: BatchNorm cannot train on it.
     """
-    images, labels = data.train_images, data.train_labels
-    count, device, pad = len(images), images.device, max(1, images.shape[-1] // 8)
-    order = torch.randperm(count, generator=generator).to(device)
-    if augment != "none":  # rand is drawn for "crop" too, so that both see the same shifts
-        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(device)
-        flip = (torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)).to(device)
+    made = _batches(data, batch_size, generator, augment)
+    return read_ahead(made) if data.mapped else made
+
+
+def steps_per_epoch(data: Dataset, batch_size: int) -> int:
+    """How many batches `batches` gives."""
+    full, rest = divmod(len(data.train_images), batch_size)
+    return max(1, full + (1 if rest > 1 else 0))
+
+
+def read_ahead(items: Iterator[tuple], count: int = 2) -> Iterator[tuple]:
+    """The same `items` in the same order; a thread makes the next `count` meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(next, items, None) for _ in range(count))
+        while True:
+            item = coming.popleft().result()
+            if item is None:
+                return
+            coming.append(reader.submit(next, items, None))
+            yield item
+
+
+def _batches(data: Dataset, batch_size: int, generator: torch.Generator, augment: str) -> Iterator[tuple]:
+    images = data.train_images
+    labels = data.train_labels
+    count = len(images)
+    pad = max(1, images.shape[-1] // 8)
+    order = torch.randperm(count, generator=generator).to(images.device)
+    if augment != "none":
+        shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(images.device)
+        # drawn for "crop" too, so that both see the same shifts in later epochs
+        flip = torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)
+        flip = flip.to(images.device)
     for index in order.split(batch_size):
-        if len(index) > 1 or count == 1:
-            x = images[index]
-            yield (_crop(x, shift[:, index], flip[index], pad) if augment != "none" else x), labels[index]
+        if len(index) == 1 and count > 1:
+            continue
+        x = images[index]
+        if augment != "none":
+            x = _crop(x, shift[:, index], flip[index], pad)
+        yield x, labels[index]
 
 
 def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -76,13 +111,5 @@ def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
     columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[1][:, None]
     rows = torch.arange(height, device=x.device) + shift[0][:, None]
     number = torch.arange(len(x), device=x.device)[:, None, None]
-    return F.pad(x, (pad,) * 4).movedim(1, -1)[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-
-
-def read_ahead(items: Iterator[tuple], count: int = 2) -> Iterator[tuple]:
-    """The same `items` in the same order; a thread makes the next `count` meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = deque(reader.submit(next, items, None) for _ in range(count))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(reader.submit(next, items, None))
-            yield item
+    bordered = F.pad(x, (pad,) * 4).movedim(1, -1)
+    return bordered[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

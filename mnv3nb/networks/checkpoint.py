@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..blocks import blocks, narrow_block
 from ..importance import filter_sparsity
-from ..model import STRIDES, MobileNetV3Large, Widths
+from ..model import STRIDES, MobileNetV3Large
 from ..system.files import check_ending
 from ..system.tensors import load_tensors, save_tensors
 from .zoo import build_network, classifier_of, normalise_input
@@ -68,7 +68,7 @@ def load_model(path: str | os.PathLike) -> nn.Module:
 
 
 def _rebuild(
-    architecture: str, num_classes: int, widths: Widths, squeeze: Widths, normalisation=None, strides: Widths = None
+    architecture: str, num_classes: int, widths: list, squeeze: list, normalisation=None, strides: list | None = None
 ) -> nn.Module:
     if architecture == MobileNetV3Large.architecture:
         return MobileNetV3Large(num_classes, widths, squeeze, strides=strides)

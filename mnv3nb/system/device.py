@@ -1,4 +1,4 @@
-"""The device a network runs on, what makes its forward pass fast there, and what is stored of it beside results."""
+"""The device that a network runs on, and the description of the machine that is stored beside results."""
 
 import contextlib
 import os
@@ -16,37 +16,21 @@ from .files import CHECKOUT
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu."""
-    there = {"cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available(), "cpu": 1}
-    name = name or os.environ.get("MNV3NB_DEVICE") or next(kind for kind in there if there[kind])
-    with contextlib.suppress(RuntimeError):
-        device = torch.device(name)
-        if (device.index or 0) < there.get(device.type, 1):
-            return device
-    raise ValueError(f"no device {name!r} here; there is {', '.join(kind for kind in there if there[kind])}")
-
-
-def cpu_name() -> str:
-    """The processor's name as its maker gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def environment(device: torch.device) -> dict:
-    """What a run was computed on; of a CPU also the instruction set that torch uses, which decides the last bits."""
-    cuda = device.type == "cuda"
-    return {
-        "hardware": torch.cuda.get_device_name(device) if cuda else f"{cpu_name()} {get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "commit": _commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    """The device named, else `$MNV3NB_DEVICE`, else cuda, else mps, else cpu. Raises ValueError if it is not here."""
+    counts = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
     }
+    present = [kind for kind, count in counts.items() if count]
+    name = name or os.environ.get("MNV3NB_DEVICE") or present[0]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) >= counts.get(device.type, 1):
+        raise ValueError(f"no device {name!r} here; there is {', '.join(present)}")
+    return device
 
 
 @contextlib.contextmanager
@@ -60,7 +44,34 @@ def with_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def environment(device: torch.device) -> dict:
+    """What a run is computed on. A CPU's instruction set is named, too: it decides the last bits."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{cpu_name()} {get_cpu_capability()}"
+    return {
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it."""
+    with contextlib.suppress(OSError):  # a file of Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def _commit() -> str | None:
+    """The commit of the checkout, "-dirty" if it has changes; None without git."""
     command = ["git", f"--git-dir={CHECKOUT / '.git'}", f"--work-tree={CHECKOUT}", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
