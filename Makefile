@@ -5,14 +5,18 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: figures test lab site bench soak readme exercises lint clean
+.PHONY: figures test test-all lab site bench soak readme exercises lint clean
 .DELETE_ON_ERROR:
 
 figures: $(READY)  ## every figure and table; PROFILE=digits ONLY=02,05 SEED=1 SEEDS=3
 	$(BIN)/python -m mnv3nb figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),-p seed $(SEED)) $(if $(SEEDS),-p seeds $(SEEDS))
 
-test: $(READY) lint
+test: $(READY) lint  ## facts, properties, oracles, notebooks, browser: some 8 minutes on 2 quiet cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-all: $(READY) lint  ## the same, with kills, grids on Dask and the soak: some hours
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "slow or not slow"
+	$(MAKE) soak
 
 lab: $(READY)  ## JupyterLab on runs/notebooks, a copy that is yours to edit
 	$(BIN)/python notebooks/working_copy.py

@@ -1,5 +1,13 @@
 """Structured pruning of MobileNetV3 after Liu & Lei (2023): train sparsely, score, prune, fine-tune."""
 
+import os
+import sys
+
+if "torch" not in sys.modules:
+    # libgomp reads this when torch is loaded. Its threads then sleep while they wait for each other, instead of spinning:
+    # beside one busy process, spinning makes a training many times slower (figures/bench/README.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from .blocks import Block, blocks
 from .costs import count_flops, count_macs, count_parameters, layer_costs
 from .data.batches import Dataset
