@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def blocks(model: nn.Module) -> list[Block]:
     return found
 
 
-def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
-    """All BatchNorm layers. The penalty of Eq. 1 sums over their γ."""
-    return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+def batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
+    """All BatchNorm layers of any kind, SyncBatchNorm included. The penalty of Eq. 1 sums over their γ."""
+    return (module for module in model.modules() if isinstance(module, _BatchNorm))
 
 
 def narrow_block(block: Block, kept: Tensor, hidden: Tensor) -> None:

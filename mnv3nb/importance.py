@@ -105,7 +105,7 @@ def score(
 
     `criterion`: a name in CRITERIA. `batches` of (images, labels): only for "taylor", gradients are averaged over them;
     images as the network takes them, or uint8 at its size. `seed`: only for "random". The model is untouched.
-    Raises ValueError for an unknown criterion, missing batches, no blocks, or a score that is not finite.
+    Raises ValueError for an unknown criterion, missing batches, no blocks, or weights that are not finite.
     """
     function = lookup(CRITERIA, criterion, "criterion")
     found = blocks(model)
@@ -126,6 +126,9 @@ def score(
             beta_grad=beta_grad,
             generator=generator,
         )
+        for name in ("weight", "gamma", "beta"):
+            if not getattr(expansion, name).isfinite().all():
+                raise ValueError(f"{block.name}: {name} of the expansion is not finite: has training diverged?")
         values = function(expansion)
         if not values.isfinite().all():
             raise ValueError(f"{criterion!r} gives scores that are not finite in {block.name}: has training diverged?")

@@ -20,17 +20,22 @@ def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], imag
     At γ = 0 a channel of the expansion is the constant act(β), whatever the image. What the depthwise convolution and
     SE make of these constants on maps for `image_size` pixels is added to SE's biases and to the projection's BatchNorm.
     Exact at γ = 0: SE's input, and the projection's output averaged over the map. Approximate: the map's border, where
-    zeros are padded; γ ≠ 0; with SE, its factors, which are taken at SE's mean input.
+    zeros are padded; γ ≠ 0; with SE, its factors, which are taken at SE's mean input. Raises ValueError for a projection
+    with neither BatchNorm nor bias.
     """
     folded = copy.deepcopy(pruned)
-    sides = _map_sides(dense, image_size)
+    for block in blocks(folded):
+        if block.project_bn is None and block.project.bias is None:
+            lack = f"the projection of {block.name} has neither BatchNorm nor bias"
+            raise ValueError(f"{lack}: there is nothing that could hold the constants of the removed channels")
+    sizes = _map_sizes(dense, image_size)
     for old, new, mask in zip(blocks(dense), blocks(folded), masks, strict=True):
         removed = ~mask.to(old.expand.weight.device)
         if new.squeeze:
-            to_squeeze, to_excite, to_project = _mean_inputs_with_se(old, removed, sides[old.name])
+            to_squeeze, to_excite, to_project = _mean_inputs_with_se(old, removed, sizes[old.name])
             _shift_se_biases(old, new, mask, removed, to_squeeze, to_excite)
         else:
-            to_project = _mean_input_without_se(old, removed, sides[old.name])
+            to_project = _mean_input_without_se(old, removed, sizes[old.name])
         missing = old.project.weight[:, removed, 0, 0] @ to_project[removed]
         if new.project_bn:
             new.project_bn.running_mean -= missing  # BatchNorm subtracts its mean: this adds what is missing
@@ -62,12 +67,12 @@ def reestimate_batchnorm(
     model.eval()
 
 
-def _map_sides(model: nn.Module, image_size: int) -> dict[str, int]:
-    """For each block, by name, the side of its expansion's maps in pixels."""
+def _map_sizes(model: nn.Module, image_size: int) -> dict[str, tuple[int, int]]:
+    """For each block, by name, height and width of its expansion's maps in pixels."""
     rows = layer_costs(copy.deepcopy(model).float(), image_size)
-    sides = {row["name"]: row["shape"][-1] for row in rows}
+    shapes = {row["name"]: row["shape"] for row in rows}
     names = {module: name for name, module in model.named_modules()}
-    return {block.name: sides[names[block.expand]] for block in blocks(model)}
+    return {block.name: shapes[names[block.expand]][1:] for block in blocks(model)}
 
 
 def _shift_se_biases(
@@ -83,21 +88,21 @@ def _shift_se_biases(
     new.excite.bias += from_lost_hidden[~removed]
 
 
-def _mean_input_without_se(block: Block, removed: Tensor, side: int) -> Tensor:
-    """The projection's mean input per channel while the channels `removed` are constant, on a map of `side` pixels."""
+def _mean_input_without_se(block: Block, removed: Tensor, size: tuple[int, int]) -> Tensor:
+    """The projection's mean input per channel while the channels `removed` are constant, on maps of `size` pixels."""
     constant = _with_constants(block, removed)
-    (to_project,) = _mean_inputs(constant, _no_signal(constant, side), constant.project)
+    (to_project,) = _mean_inputs(constant, _no_signal(constant, size), constant.project)
     return to_project
 
 
-def _mean_inputs_with_se(block: Block, removed: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _mean_inputs_with_se(block: Block, removed: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """The mean input per channel of squeeze, excite and projection while the channels `removed` are constant.
 
     The removed channels' part of SE's input is exact: their constant. The other channels' part stands at what is
     typical of them, by the statistics of their BatchNorm.
     """
     constant = _with_constants(block, removed)
-    x = _no_signal(constant, side)
+    x = _no_signal(constant, size)
 
     hook = constant.depthwise.register_forward_hook(lambda *_: _normal_inputs(constant.depthwise_bn))
     (typical,) = _mean_inputs(constant, x, constant.squeeze)
@@ -117,9 +122,9 @@ def _with_constants(block: Block, removed: Tensor) -> Block:
     return constant
 
 
-def _no_signal(block: Block, side: int) -> Tensor:
+def _no_signal(block: Block, size: tuple[int, int]) -> Tensor:
     """An input of zeros: channels at γ = 0 do not depend on it."""
-    return block.expand.weight.new_zeros(1, block.expand.in_channels, side, side)
+    return block.expand.weight.new_zeros(1, block.expand.in_channels, *size)
 
 
 def _normal_inputs(norm: nn.BatchNorm2d, points: int = 64) -> Tensor:

@@ -79,8 +79,8 @@ def train(
     """
     if (state is not None) != bool(history):
         raise ValueError("state and history go together: give both, as on_epoch received them, or neither")
-    if config.lam and not penalized_gammas(model, config.penalized):
-        raise ValueError(f"λ={config.lam:g} has nothing to act on: no BatchNorm2d of this network has a trainable γ")
+    if config.lam:
+        penalized_gammas(model, config.penalized)  # raises ValueError if λ would act on nothing
 
     device = pick_device(device)
     model.to(device, memory_format=torch.channels_last)
@@ -163,7 +163,7 @@ def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient"
         raise ValueError(f"{allowed}; got {lam!r}, {penalty!r}, {penalized!r}")
     gammas = [gamma for gamma in penalized_gammas(model, penalized) if gamma.grad is not None]
     if not gammas:
-        return
+        return  # nothing was differentiated
     direction = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
     torch._foreach_add_([gamma.grad for gamma in gammas], direction, alpha=lam)
 
@@ -176,9 +176,12 @@ def shrink_gammas(model: nn.Module, amount: float | Tensor, penalized: str = "al
 
 
 def penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
-    """The trainable γ that the penalty acts on; `penalized`: a word of PENALIZED."""
+    """The trainable γ that the penalty acts on; `penalized`: a word of PENALIZED. Raises ValueError if there is none."""
     norms = [block.expand_bn for block in blocks(model)] if penalized == "expansion" else batch_norms(model)
-    return [norm.weight for norm in norms if norm.weight is not None and norm.weight.requires_grad]
+    gammas = [norm.weight for norm in norms if norm.weight is not None and norm.weight.requires_grad]
+    if not gammas:
+        raise ValueError("the penalty has nothing to act on: no BatchNorm of this network has a trainable γ")
+    return gammas
 
 
 @torch.no_grad()  # not inference_mode: weights laid out anew in it could not be trained afterwards

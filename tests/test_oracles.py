@@ -332,8 +332,17 @@ def test_scores_that_cannot_be_had_are_refused(dense):
         score(dense, "taylor")
     with pytest.raises(ValueError, match="batches is empty"):
         score(dense, "taylor", [])
+
+
+@pytest.mark.parametrize("criterion", ["gamma_sparsity", "gamma", "sparsity", "l1", "random"])
+@pytest.mark.parametrize("layer, part", [(0, "weight"), (1, "weight"), (1, "bias")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_every_criterion(dense, criterion, layer, part, value):
+    """One of them would set all S of its layer to 0."""
     broken = copy.deepcopy(dense)
     with torch.no_grad():
-        broken.blocks[2].expand[1].weight[0] = float("nan")
-    with pytest.raises(ValueError, match=r"not finite in blocks.2: has training diverged"):
-        score(broken)
+        getattr(broken.blocks[2].expand[layer], part).flatten()[3] = value
+    with pytest.raises(
+        ValueError, match=r"^blocks\.2: (weight|gamma|beta) of the expansion is not finite: has training"
+    ):
+        score(broken, criterion)

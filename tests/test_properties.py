@@ -123,7 +123,7 @@ def test_scores_that_are_not_finite_numbers_one_per_filter_are_refused(bad):
 
 
 @pytest.mark.parametrize("bad", [{"multiple_of": 0}, {"multiple_of": 1.5}, {"min_width": -1}])
-def test_widths_asked_for_must_be_whole(bad):
+def test_widths_asked_for_must_be_integers(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be an integer"):
         keep_masks([torch.arange(3.0)], 0.5, **bad)
 

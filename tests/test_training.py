@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import TINY, fresh, same_tensors, timeless
 
-from mnv3nb import Dataset, MobileNetV3Large, evaluate, reestimate_batchnorm, train
+from mnv3nb import Dataset, MobileNetV3Large, add_gamma_penalty, evaluate, reestimate_batchnorm, train
 from mnv3nb.blocks import batch_norms
 from mnv3nb.data.batches import batches, to_input
 from mnv3nb.system.speed import RecordedStep
@@ -18,7 +18,7 @@ from mnv3nb.training import learning_rate
 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
-def test_a_training_goes_on_bit_for_bit_from_any_stored_epoch(tiny, tmp_path, augment):
+def test_training_resumes_bit_for_bit_from_any_stored_epoch(tiny, tmp_path, augment):
     config = replace(TINY, epochs=3, augment=augment)
     model, paths = fresh(), {}
 
@@ -71,7 +71,7 @@ def test_a_last_batch_of_one_is_dropped(tiny, count, steps):
     assert 0 <= history[-1]["train_accuracy"] <= 1 and history[-1]["train_loss"] < 3
 
 
-def test_the_history_has_a_row_an_epoch_and_one_before_the_first_step(tiny):
+def test_the_history_has_one_row_per_epoch_and_one_before_the_first_step(tiny):
     history = train(fresh(), tiny, TINY, progress=False)
     assert [row["epoch"] for row in history] == [0, 1, 2]
     assert list(history[0]) == ["epoch", "lr", "train_loss", "train_accuracy", "test_accuracy", "seconds"]
@@ -79,7 +79,7 @@ def test_the_history_has_a_row_an_epoch_and_one_before_the_first_step(tiny):
     assert len(train(fresh(), tiny, replace(TINY, epochs=0), progress=False)) == 1
 
 
-def test_training_learns_and_measuring_the_running_statistics_anew_shows_it(digits):
+def test_training_learns_and_reestimated_statistics_show_it(digits):
     """So few steps hardly move BatchNorm's running averages: without `reestimate_batchnorm` the network is tested at chance."""
     part, model = digits.subset(160), fresh()
     history = train(model, part, replace(TINY, epochs=4, lam=0.0, image_size=16), progress=False)
@@ -91,7 +91,7 @@ def test_training_learns_and_measuring_the_running_statistics_anew_shows_it(digi
     assert not model.training and all(bn.momentum == 0.1 for bn in batch_norms(model))
 
 
-def test_the_penalty_pulls_gamma_to_0_and_the_more_the_larger_lambda_is(tiny):
+def test_a_larger_lambda_pulls_gamma_closer_to_0(tiny):
     def gammas(**changes):
         model = fresh()
         train(model, tiny, replace(TINY, epochs=4, lr=3e-2, **changes), progress=False)
@@ -103,7 +103,7 @@ def test_the_penalty_pulls_gamma_to_0_and_the_more_the_larger_lambda_is(tiny):
     assert float(gammas(lam=1.0, penalty="l2").mean()) < means[0] - 0.02
 
 
-def test_a_diverging_training_says_where_and_with_what(tiny):
+def test_a_diverging_training_names_its_step_lambda_and_learning_rate(tiny):
     config, stored = replace(TINY, lr=1e30), []
     with pytest.raises(FloatingPointError, match="training diverged: loss or γ not finite in epoch 1, step ") as error:
         train(fresh(), tiny, config, on_epoch=lambda *_: stored.append(1), progress=False)
@@ -132,7 +132,7 @@ def test_a_run_that_diverges_late_keeps_the_state_before_it(tiny, monkeypatch):
 # networks and data of other people
 
 
-def test_other_networks_train_and_go_on_with_what_they_have(tiny, tmp_path):
+def test_other_networks_train_and_resume(tiny, tmp_path):
     def network(affine: bool = True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -150,11 +150,32 @@ def test_other_networks_train_and_go_on_with_what_they_have(tiny, tmp_path):
     state, past = states[0]
     assert timeless(train(again, tiny, config, state=state, history=past, progress=False)) == timeless(history)
     assert same_tensors(again.state_dict(), whole.state_dict())
-    with pytest.raises(ValueError, match=r"λ=0\.001 has nothing to act on"):
+    with pytest.raises(ValueError, match=r"the penalty has nothing to act on"):
         train(network(affine=False), tiny, config, progress=False)
     train(network(affine=False), tiny, replace(config, lam=0.0, epochs=1), progress=False)
     with pytest.raises(ValueError, match="state and history go together"):
         train(network(), tiny, config, state=state, progress=False)
+
+
+def test_the_penalty_acts_on_batchnorms_of_any_kind():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(fresh())
+    gammas = [norm.weight for norm in batch_norms(model)]
+    for gamma in gammas:
+        gamma.grad = torch.zeros_like(gamma)
+    add_gamma_penalty(model, 0.25)
+    assert len(gammas) == 47 and all((gamma.grad == 0.25).all() for gamma in gammas)
+
+
+@pytest.mark.parametrize("lam", [-1e-5, float("nan")])
+def test_a_lambda_that_is_negative_or_nan_is_refused(lam):
+    with pytest.raises(ValueError, match="lam must be ≥ 0"):
+        add_gamma_penalty(fresh(), lam)
+
+
+def test_a_penalty_on_a_network_without_gamma_is_refused():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, affine=False))
+    with pytest.raises(ValueError, match="no BatchNorm of this network has a trainable γ"):
+        add_gamma_penalty(network, 1e-5)
 
 
 def test_images_and_labels_that_do_not_fit_are_refused(tiny):
@@ -190,7 +211,7 @@ def test_a_subset_holds_out_training_images_for_choices(digits):
             digits.subset(**bad)
 
 
-def test_batchnorm_is_measured_anew_on_images_augmented_as_in_training(digits):
+def test_batchnorm_is_reestimated_on_images_augmented_as_in_training(digits):
     torch.manual_seed(0)
     images, labels = digits.train_images[:40], digits.train_labels[:40]
     data, model = Dataset(images, labels, images, labels, digits.classes), MobileNetV3Large()
