@@ -155,7 +155,7 @@ def change(key, value):
         (lambda c: c | {"classes": np.array(["a", "b"])}, r"labels run from 0 to 2, allowed are 0 to 1"),
         (
             lambda c: c | {"test_images": c["test_images"][:0], "test_labels": c["test_labels"][:0]},
-            r"the test split is empty",
+            r"test_images must not be empty, got shape \(0, 8, 8, 3\)",
         ),
         (change("test_images", lambda a: a[:, :4]), r"training and test images differ in size"),
         (change("train_images", lambda a: a.astype(object)), r"d\.npz(: train_images.npy claims| is not a whole)"),

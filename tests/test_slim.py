@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -108,33 +107,36 @@ def test_photos_of_all_kinds_become_equal_squares_and_broken_ones_are_named(phot
     )
     few, most = np.bincount(data.train_labels).min(), np.bincount(data.train_labels).max()
     assert re.search(rf"training images per class: {few} \(digit \d\) to {most} \(digit \d\)", err)
-    (kept,) = tmp_path.glob("*.npz")
-    about = json.loads(kept.with_suffix(".json").read_text())
-    assert about["checksum"] == content_checksum(data) and len(about["broken"]) == 2 and about["image_size"] == 12
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    about = json.loads((kept / "about.json").read_text())
+    assert len(about["broken"]) == 2 and about["image_size"] == 12
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux which files are mapped")
 def test_no_file_is_mapped_when_it_is_removed_which_windows_refuses(photos, tmp_path, monkeypatch):
-    class Removed(tempfile.TemporaryDirectory):
-        def cleanup(self):
-            assert self.name not in Path("/proc/self/maps").read_text()
-            super().cleanup()
+    removed = []
 
-        def __exit__(self, *_):
-            self.cleanup()
+    def remove(folder, **options):
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        removed.append(folder)
+        shutil_rmtree(folder, **options)
 
-    monkeypatch.setattr("mnv3nb.data.photos.tempfile.TemporaryDirectory", Removed)
+    shutil_rmtree = shutil.rmtree
+    monkeypatch.setattr("mnv3nb.data.squares.shutil.rmtree", remove)
     load_dataset(photos, tmp_path)
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (kept / "about.json").unlink()
+    load_dataset(photos, tmp_path)
+    assert kept in removed
 
 
-def test_a_file_kept_from_a_folder_is_also_an_ordinary_data_set(photos, tmp_path):
-    mapped = load_dataset(photos, tmp_path)
-    plain = load_dataset(next(tmp_path.glob("*.npz")))
-    assert not plain.mapped and sorted(map(hash_of, plain.train_images)) == sorted(map(hash_of, mapped.train_images))
-
-
-def hash_of(image: torch.Tensor) -> bytes:
-    return image.contiguous().numpy().tobytes()
+def test_what_is_kept_of_a_folder_are_plain_npy_files(photos, tmp_path):
+    data = load_dataset(photos, tmp_path)
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for name in SPLITS:
+        array = torch.from_numpy(np.load(kept / f"{name}.npy"))
+        stored = array.permute(0, 3, 1, 2) if array.ndim == 4 else array
+        assert torch.equal(stored, getattr(data, name))
 
 
 def test_photos_are_read_again_only_when_a_file_has_changed_or_what_is_kept_is_damaged(photos, tmp_path, capsys):
@@ -142,18 +144,20 @@ def test_photos_are_read_again_only_when_a_file_has_changed_or_what_is_kept_is_d
     first = content_checksum(load_dataset(folder, tmp_path / "kept"))
     assert "kept as" in capsys.readouterr().err
     assert content_checksum(load_dataset(folder, tmp_path / "kept")) == first and capsys.readouterr().err == ""
-    (kept,) = (tmp_path / "kept").glob("*.npz")
-    for damage in (lambda b: b[:-100], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]):
-        kept.write_bytes(damage(kept.read_bytes()))
-        assert (
-            content_checksum(load_dataset(folder, tmp_path / "kept")) == first and "kept as" in capsys.readouterr().err
-        )
+    (kept,) = (path for path in (tmp_path / "kept").iterdir() if path.is_dir())
+    whole = {path.name: path.read_bytes() for path in kept.iterdir()}
+    for name, data in whole.items():
+        for damaged in (data[:-100], data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], b"", None):
+            (kept / name).unlink()
+            if damaged is not None:
+                (kept / name).write_bytes(damaged)
+            assert content_checksum(load_dataset(folder, tmp_path / "kept")) == first
+            assert "kept as" in capsys.readouterr().err
+            assert {path.name: path.read_bytes() for path in kept.iterdir()} == whole
     next((folder / "train" / "digit 1").glob("*.png")).unlink()
     assert len(load_dataset(folder, tmp_path / "kept").train_images) == 159
-    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) in (
-        [".json", ".lock", ".npz"],
-        [".json", ".npz"],
-    )
+    left = [path for path in (tmp_path / "kept").iterdir() if path.suffix != ".lock"]
+    assert left == [kept]
 
 
 def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_by_seed(photos, tmp_path, capsys):
@@ -207,20 +211,23 @@ def test_folders_that_are_no_data_set_are_refused_and_leave_nothing(photos, tmp_
     for path in (broken / "b").iterdir():
         path.write_bytes(b"")
     for folder, message in (
-        (made(), "has no class folders; give a folder with one folder of images for each class"),
+        (made(), "has no class folders; give a folder with one folder of images per class"),
         (made("0.png"), "has no class folders"),
-        (made("a/0.png", "b/0.png", "b/1.png"), "each class needs at least two images, one of them to test on; .* a$"),
+        (
+            made("a/0.png", "b/0.png", "b/1.png"),
+            "each class needs at least two images, one of them to test on; add images to a$",
+        ),
         (
             made("test/a/0.png", "a/0.png", "b/0.png"),
             "class folders in test/ but no train/; name the folder beside it train",
         ),
         (made("train/a/0.png", "train/c/0.png", "test/b/0.png"), "test has classes that .*train lacks: b"),
-        (made("a/b/0.png", "a/c/0.png"), "has one class folder only, a; give"),
-        (broken, "no readable train image of b; broken are .*png"),
+        (made("a/b/0.png", "a/c/0.png"), "has only one class folder, a; give"),
+        (broken, "no readable train image of b; replace the broken files: b/.*png"),
     ):
         with pytest.raises(ValueError, match=message):
             load_dataset(folder, tmp_path / "kept")
-    assert not list((tmp_path / "kept").glob("*.npz")) and not list((tmp_path / "kept").glob(".*"))
+    assert all(path.suffix == ".lock" for path in (tmp_path / "kept").iterdir())
     with pytest.raises(ValueError, match=r"unknown data set .*or of a folder of class folders"):
         load_dataset(tmp_path / "nothing")
 

@@ -1,167 +1,153 @@
-"""Folders of images of all sizes and colours, kept as one .npz of equal squares that is memory-mapped."""
+"""A folder of photos with one folder per class: its classes, its two splits, and each photo as a square."""
 
 import hashlib
 import sys
-import tempfile
-import warnings
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from tqdm import tqdm  # not a notebook's bar, which stays at 0 in saved copies
+from tqdm import tqdm  # not tqdm.auto: a notebook's widget bar stays at 0 % in saved copies
 
-from ..system.files import write_atomically
-from .batches import SPLITS, Dataset
-
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-TEST_SHARE = 0.2
-LARGEST = 224  # pixels of the stored square's side, where none is asked for
-Images = list[tuple[Path, int]]  # path and label
-T = TypeVar("T")
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one that has class folders is taken
+TEST_SHARE = 0.2  # of each class, where there is no such folder
+CHUNK = 256  # squares that are in memory at the same time
 
 
-def find_images(folder: Path, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """Classes, numbered as by torchvision's ImageFolder, and images to "train" and "test", in an order drawn by `seed`.
+class Photo(NamedTuple):
+    path: Path
+    label: int  # index into the classes
 
-    See `load_dataset`. Raises ValueError for no class folders, a class that has too few images, or one only to test.
+
+@dataclass(frozen=True)
+class PhotoSet:
+    classes: tuple[str, ...]  # in alphabetical order, as in torchvision's ImageFolder
+    splits: dict[str, list[Photo]]  # "train" and "test", each in an order that the seed draws
+
+
+def find_photos(folder: Path, seed: int = 0) -> PhotoSet:
+    """Find the photos below `folder`, or below its train/ and its test folder if it has them.
+
+    `seed` draws the order, and the test photos where there is no test folder. Raises ValueError if there are fewer
+    than two class folders, if a class has too few photos, or if the test folder has a class that train/ lacks.
     """
-    train = folder / "train" if (folder / "train").is_dir() else folder
-    test = next((folder / name for name in TEST_FOLDERS if _classes(folder / name)), None)
-    classes = _classes(train)
-    if test and train == folder:
-        raise ValueError(f"{folder} has class folders in {test.name}/ but no train/; name the folder beside it train")
-    if len(classes) < 2:
-        names = f"one class folder only, {classes[0]}" if classes else "no class folders"
-        raise ValueError(f"{train} has {names}; give a folder with one folder of images for each class")
-    if test and (unknown := set(_classes(test)) - set(classes)):
-        raise ValueError(f"{test} has classes that {train} lacks: {', '.join(sorted(unknown)[:5])}")
-    files = [_images(train / name, seed) for name in classes]
-    if test:
-        tests = [_images(test / name, seed) for name in classes]
-    else:
-        tests = [part[: max(1, round(TEST_SHARE * len(part)))] for part in files]
-        files = [part[len(held) :] for part, held in zip(files, tests)]
-    if few := [name for name, f in zip(classes, files) if not f]:
-        needed = "an image" if test else "two images, one of them to test on"
-        raise ValueError(f"{train}: each class needs at least {needed}; too few have {', '.join(few[:5])}")
-    if not test:
-        text = "without a test folder, a fifth of each class is held out: a network trained on these photos has seen it"
-        print(f"{folder.name}: {text}", file=sys.stderr)
-    splits = {"train": files, "test": tests}
-    pairs = {split: [(path, i) for i, part in enumerate(splits[split]) for path in part] for split in splits}
-    return classes, {split: sorted(part, key=lambda pair: _place(pair[0], seed)) for split, part in pairs.items()}
+    train_folder = folder / "train" if (folder / "train").is_dir() else folder
+    test_folder = _find_test_folder(folder)
+    classes = _class_names(train_folder)
+    _check_classes(folder, train_folder, test_folder, classes)
+
+    train: list[Photo] = []
+    test: list[Photo] = []
+    too_few = []
+    for label, name in enumerate(classes):
+        train_paths = _image_paths(train_folder / name, seed)
+        if test_folder:
+            test_paths = _image_paths(test_folder / name, seed)
+        else:
+            held_out = max(1, round(TEST_SHARE * len(train_paths)))
+            test_paths = train_paths[:held_out]
+            train_paths = train_paths[held_out:]
+        if not train_paths:
+            too_few.append(name)
+        train += [Photo(path, label) for path in train_paths]
+        test += [Photo(path, label) for path in test_paths]
+
+    if too_few:
+        needed = "one image" if test_folder else "two images, one of them to test on"
+        raise ValueError(f"{train_folder}: each class needs at least {needed}; add images to {', '.join(too_few[:5])}")
+    if not test_folder:
+        print(
+            f"{folder.name}: without a test folder, a fifth of each class is held out for testing; "
+            "a network that was trained on these photos before has seen that fifth",
+            file=sys.stderr,
+        )
+    for photos in (train, test):
+        photos.sort(key=lambda photo: _place(photo.path, seed))
+    return PhotoSet(classes, {"train": train, "test": test})
 
 
-def store_images(classes: tuple[str, ...], splits: dict[str, Images], path: Path, size: int | None) -> dict:
-    """Write the images as squares of `size` pixels to the .npz `path`; report on stderr what was done, and return it.
-
-    Needs memory for 256 images. Raises ValueError if broken files leave a class, or the tests, without an image.
-    """
-    about, arrays = {"image_size": size or _usual_side(splits["train"]), "broken": []}, {}
-    side = about["image_size"]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        for split, images in splits.items():
-            labels, raw = [], Path(scratch, split)
-            with open(raw, "wb") as file:
-                for pixels, (source, label) in _squares(images, side):
-                    if pixels is None:
-                        about["broken"].append(f"{source.parent.name}/{source.name}")
-                    else:
-                        file.write(pixels.data)
-                        labels.append(label)
-            gone = sorted(set(range(len(classes))) - set(labels)) if split == "train" or not labels else []
-            if gone:
-                names = ", ".join(classes[i] for i in gone[:5])
-                raise ValueError(f"no readable {split} image of {names}; broken are {', '.join(about['broken'][:5])}")
-            arrays[f"{split}_images"] = np.memmap(raw, np.uint8, "r", shape=(len(labels), side, side, 3))
-            arrays[f"{split}_labels"] = np.array(labels)
-        with write_atomically(path, sum(array.nbytes for array in arrays.values())) as file:
-            np.savez(file, classes=np.array(classes), **arrays)
-        counts = np.bincount(arrays["train_labels"])
-        arrays.clear()  # Windows deletes no file that is mapped
-    few, most = counts.argmin(), counts.argmax()
-    text = f"{counts.sum()} training and {len(labels)} test images, kept as {side}×{side} pixels in {path.name}; "
-    text += f"training images per class: {counts[few]}"
-    if counts[few] < counts[most]:
-        text += f" ({classes[few]}) to {counts[most]} ({classes[most]})"
-    if broken := about["broken"]:
-        text += f"; {len(broken)} broken files left out: {', '.join(broken[:5])}{' ...' * (len(broken) > 5)}"
-    print(text, file=sys.stderr)
-    return about
-
-
-def map_images(path: Path) -> Dataset:
-    """The data set that `store_images` wrote: its images stay on the disk and are read where they are used."""
-    with np.load(path, allow_pickle=False) as archive:
-        tensors = {name: torch.from_numpy(archive[name]) for name in SPLITS if name.endswith("labels")}
-        classes = tuple(map(str, archive["classes"]))
-    tensors |= {name: _mapped(path, f"{name}.npy").permute(0, 3, 1, 2) for name in SPLITS if name.endswith("images")}
-    return Dataset(**tensors, classes=classes, mapped=True)
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = (path.name for path in folder.glob("*") if path.is_dir())
-    return tuple(sorted(name for name in names if not name.startswith((".", "__"))))
-
-
-def _images(folder: Path, seed: int) -> list[Path]:
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
-    return sorted(found, key=lambda path: (_place(path, seed), path))
-
-
-def _place(path: Path, seed: int) -> bytes:
-    name = f"{seed} {path.parent.name}/{path.name}"  # wherever the folder is
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
-
-
-def _usual_side(images: Images) -> int:
-    """The median shorter side, of a thousand images at most."""
+def median_side(photos: list[Photo]) -> int | None:
+    """The median of the shorter sides in pixels, of 1000 photos at most; None if all of these are broken."""
     sides = []
-    for path, _ in images[:1000]:
+    for path, _ in photos[:1000]:
         try:
             with Image.open(path) as image:
                 sides.append(min(image.size))
-        except Exception:  # broken: named when it is read
+        except Exception:  # a broken file is named when it is read as a square
             continue
-    return min(LARGEST, int(np.median(sides))) if sides else LARGEST
+    return int(np.median(sides)) if sides else None
 
 
-def _squares(images: Images, side: int) -> Iterator[tuple[np.ndarray | None, tuple[Path, int]]]:
-    with ThreadPoolExecutor() as pool, tqdm(total=len(images), desc="images", disable=None) as bar:
-        for start in range(0, len(images), 256):
-            part = images[start : start + 256]
-            yield from zip(pool.map(lambda pair: _square(pair[0], side), part), part)
-            bar.update(len(part))
+def read_squares(photos: list[Photo], side: int) -> Iterator[tuple[Photo, np.ndarray | None]]:
+    """Each photo with its square, uint8 (side, side, 3), or None for a broken file; shows a progress bar."""
+    with ThreadPoolExecutor() as pool, tqdm(total=len(photos), desc="images", disable=None) as bar:
+        for start in range(0, len(photos), CHUNK):
+            chunk = photos[start : start + CHUNK]
+            squares = pool.map(_read_square, [photo.path for photo in chunk], repeat(side))
+            yield from zip(chunk, squares)
+            bar.update(len(chunk))
 
 
-def _square(path: Path, side: int) -> np.ndarray | None:
-    """The image as RGB, its shorter side resized to `side` and its centre cropped; None if the file is broken."""
+def _find_test_folder(folder: Path) -> Path | None:
+    for name in TEST_FOLDERS:
+        if _class_names(folder / name):
+            return folder / name
+    return None
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = [path.name for path in folder.glob("*") if path.is_dir()]
+    return tuple(sorted(name for name in names if not name.startswith((".", "__"))))
+
+
+def _check_classes(folder: Path, train_folder: Path, test_folder: Path | None, classes: tuple[str, ...]) -> None:
+    if test_folder and train_folder == folder:
+        raise ValueError(
+            f"{folder} has class folders in {test_folder.name}/ but no train/; name the folder beside it train"
+        )
+    if len(classes) < 2:
+        found = f"only one class folder, {classes[0]}" if classes else "no class folders"
+        raise ValueError(f"{train_folder} has {found}; give a folder with one folder of images per class")
+    if test_folder:
+        unknown = sorted(set(_class_names(test_folder)) - set(classes))
+        if unknown:
+            raise ValueError(
+                f"{test_folder} has classes that {train_folder} lacks: {', '.join(unknown[:5])}; "
+                "add training images of them or remove these folders"
+            )
+
+
+def _image_paths(folder: Path, seed: int) -> list[Path]:
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+    return sorted(paths, key=lambda path: (_place(path, seed), path))
+
+
+def _place(path: Path, seed: int) -> bytes:
+    """A photo's place in the order; it depends on its name and class only, so a folder can be moved."""
+    name = f"{seed} {path.parent.name}/{path.name}"
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _read_square(path: Path, side: int) -> np.ndarray | None:
+    """The photo upright, in RGB, its shorter side resized to `side` and its centre cropped; None for a broken file."""
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (side, side))  # a JPEG much larger is decoded at a fraction of its size
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BILINEAR))
-    except Exception:  # each format has errors of its own
+            image.draft("RGB", (side, side))  # decodes a much larger JPEG at a fraction of its size
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = _to_8_bits(upright)
+        square = ImageOps.fit(upright.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
+    except Exception:  # each image format raises errors of its own
         return None
+    return np.asarray(square)
 
 
-def _mapped(path: Path, name: str) -> Tensor:
-    """The uint8 array `name` of an uncompressed .npz, read-only."""
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        start = archive.getinfo(name).header_offset
-        file.seek(start + 26)  # of the member's own header: the lengths of its name and its extra field
-        file.seek(start + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist()))
-        np.lib.format.read_magic(file)
-        shape, _, _ = np.lib.format.read_array_header_1_0(file)
-        array = np.memmap(path, np.uint8, "r", offset=file.tell(), shape=shape)
-    with warnings.catch_warnings(action="ignore"):  # that it is read-only
-        return torch.from_numpy(array)
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image reduced to its upper 8 bits; Pillow's own conversion clips the values instead."""
+    values = np.asarray(image) >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))

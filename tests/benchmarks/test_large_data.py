@@ -1,5 +1,6 @@
 """Data sets of 1 and 10 GB that stay on the disk: the loop's speed and memory; each point in a process of its own."""
 
+import json
 import multiprocessing
 import os
 import threading
@@ -12,23 +13,27 @@ import pytest
 
 from mnv3nb import MobileNetV3Large, TrainConfig, train
 from mnv3nb.data.batches import SPLITS
-from mnv3nb.data.photos import map_images
+from mnv3nb.data.squares import map_squares
 
 SIDE = 224
 WHERE = {"disk": "memory-mapped, read ahead", "memory": "a tensor, as other data sets"}
 
 
-def write(path: Path, gigabytes: float) -> int:
-    """An .npz of random pixels as `store_images` leaves one; the number of images."""
-    count, raw = round(gigabytes * 1e9 / (3 * SIDE * SIDE)), path.with_suffix(".raw")
-    images, rng = np.memmap(raw, np.uint8, "w+", shape=(count, SIDE, SIDE, 3)), np.random.default_rng(0)
+def write(kept: Path, gigabytes: float) -> int:
+    """Random pixels as `keep_squares` leaves them; returns the number of images."""
+    count = round(gigabytes * 1e9 / (3 * SIDE * SIDE))
+    rng = np.random.default_rng(0)
+    kept.mkdir()
+    images = np.lib.format.open_memmap(kept / "train_images.npy", "w+", np.uint8, (count, SIDE, SIDE, 3))
     for start in range(0, count, 500):
         part = images[start : start + 500]
         part[:] = np.frombuffer(rng.bytes(part.size), np.uint8).reshape(part.shape)
+    images.flush()
     labels = np.arange(count) % 10
-    contents = dict(zip(SPLITS, (images, labels, images[:10], labels[:10])))
-    np.savez(path, classes=np.array(list("0123456789")), **contents)
-    raw.unlink()
+    np.save(kept / "train_labels.npy", labels)
+    np.save(kept / "test_images.npy", images[:10])
+    np.save(kept / "test_labels.npy", labels[:10])
+    (kept / "about.json").write_text(json.dumps({"classes": list("0123456789")}))
     return count
 
 
@@ -38,9 +43,9 @@ def own_memory() -> float:
     return int(text.partition("RssAnon:")[2].split()[0]) / 1024
 
 
-def measure(path: Path, where: str, queue) -> None:
+def measure(kept: Path, where: str, queue) -> None:
     """Puts into `queue` the seconds of an epoch from a cold disk and the highest memory beyond the start's."""
-    with open(path) as file:
+    with open(kept / "train_images.npy") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before, peak, ended = own_memory(), [0.0], threading.Event()
 
@@ -49,7 +54,7 @@ def measure(path: Path, where: str, queue) -> None:
             peak[0] = max(peak[0], own_memory() - before)
 
     threading.Thread(target=watch, daemon=True).start()
-    data = map_images(path)
+    data = map_squares(kept)
     if where == "memory":
         data = replace(data, mapped=False, **{name: getattr(data, name).contiguous().clone() for name in SPLITS})
     start = time.perf_counter()
@@ -61,11 +66,11 @@ def measure(path: Path, where: str, queue) -> None:
 @pytest.mark.parametrize("gigabytes, where", [(1, "memory"), (1, "disk"), (10, "disk")])
 def test_an_epoch_of_large_data(gigabytes, where, benchmark, record, tmp_path):
     context = multiprocessing.get_context("spawn")
-    count, points = write(tmp_path / "large.npz", gigabytes), []
+    count, points = write(tmp_path / "large", gigabytes), []
 
     def epoch():
         queue = context.Queue()
-        process = context.Process(target=measure, args=(tmp_path / "large.npz", where, queue))
+        process = context.Process(target=measure, args=(tmp_path / "large", where, queue))
         process.start()
         points.append(queue.get(timeout=3600))
         process.join()
