@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from support import lively, same_tensors, tree
 
 from mnv3nb import DENSE_WIDTHS, MobileNetV3Large, filter_sparsity, keep_masks, load_model, prune, save_model, score
-from mnv3nb.networks.checkpoint import halve
+from mnv3nb.networks.checkpoint import halve_expansion
 from mnv3nb.system.files import write_atomically
-from mnv3nb.system.tensors import FORMAT, load_tensors, save_tensors
+from mnv3nb.system.tensors import METADATA_KEY, load_tensors, save_tensors
 
 RATES = (0.1, 0.3, 0.45, 0.5, 0.7)
 
@@ -83,7 +83,7 @@ def test_half_precision_keeps_every_s(filters, channels, exponent, seed, kind):
         weight = weight.sign() * weight.abs() ** 1.5
     if kind == "zeros":
         weight *= torch.rand(weight.shape, generator=generator) < 0.5
-    half = halve(weight, filter_sparsity)
+    half = halve_expansion(weight)
     assert half.dtype == torch.float16
     assert torch.equal(filter_sparsity(half.float()), filter_sparsity(weight))
     steps = (half.view(torch.int16).int() - weight.half().view(torch.int16).int()).abs()
@@ -199,7 +199,7 @@ def test_foreign_and_missing_files_are_refused(sparse, tmp_path):
 
 def test_the_state_of_a_training_is_not_a_model(tmp_path):
     save_tensors(tmp_path / "state.safetensors", {"model.a": torch.zeros(1)}, {"history": []})
-    with pytest.raises(ValueError, match="holds no model but the state of a training"):
+    with pytest.raises(ValueError, match="is a training checkpoint, not a model"):
         load_model(tmp_path / "state.safetensors")
 
 
@@ -291,5 +291,5 @@ def test_a_file_is_one_safetensors_file_that_others_can_read(saved):
     from safetensors import safe_open
 
     with safe_open(saved, "np") as file:
-        assert list(file.metadata()) == [FORMAT]
+        assert list(file.metadata()) == [METADATA_KEY]
         assert math.prod(file.get_tensor("stem.0.weight").shape) == 432
