@@ -1,10 +1,11 @@
-"""Any network of inverted-residual blocks: found by structure, cut exactly, stored and read back."""
+"""Networks of inverted-residual blocks: found by structure, pruned exactly, stored and read back; weights of files."""
 
 import copy
 import hashlib
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lively, same_tensors
@@ -28,7 +29,7 @@ from mnv3nb.data.batches import to_input
 from mnv3nb.deploy.export import session, to_onnx
 from mnv3nb.networks.zoo import normalise_input
 
-FOUND = {
+BLOCKS_FOUND = {
     "mnv3nb/MobileNetV3Large": 15,
     "torchvision/mobilenet_v2": 16,
     "torchvision/mobilenet_v3_small": 10,
@@ -37,7 +38,7 @@ FOUND = {
     "torchvision/efficientnet_v2_s": 30,
     "torchvision/mnasnet1_0": 16,
 }
-FROM_TIMM = {
+BLOCKS_FOUND_IN_TIMM = {
     "timm/mobilenetv3_small_100": 10,
     "timm/mobilenetv3_large_100": 14,
     "timm/mobilenetv2_100": 16,
@@ -49,10 +50,14 @@ FROM_TIMM = {
 }
 
 
-def trained_looking(architecture: str) -> nn.Module:
-    """A network in 64 bits and eval mode whose BatchNorms have all kinds of parameters and statistics."""
+def skip_without_timm(architecture: str) -> None:
     if architecture.startswith("timm/"):
         pytest.importorskip("timm")
+
+
+def trained_looking(architecture: str) -> nn.Module:
+    """A network in 64 bits and eval mode whose BatchNorms have parameters and statistics of all sizes."""
+    skip_without_timm(architecture)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
         model = build_network(architecture, num_classes=7)
@@ -74,73 +79,86 @@ def random_masks(model: nn.Module, seed: int = 0) -> list[torch.Tensor]:
 
 
 def zero_removed(model: nn.Module, masks: list[torch.Tensor]) -> nn.Module:
-    """The dense network with the removed channels zeroed where the projection, or SE, takes them."""
+    """The dense network with the removed channels zeroed in the inputs of SE and of the projection."""
+
+    def zero_inputs(mask: torch.Tensor):
+        return lambda layer, inputs: (inputs[0] * mask[:, None, None],)
+
     model = copy.deepcopy(model)
     for block, mask in zip(blocks(model), masks):
-        for layer in (block.squeeze, block.project):
-            if layer is not None:
-                layer.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask[:, None, None],))
+        block.project.register_forward_pre_hook(zero_inputs(mask))
+        if block.squeeze is not None:
+            block.squeeze.register_forward_pre_hook(zero_inputs(mask))
     return model
 
 
-@pytest.mark.parametrize("architecture", [*FOUND, *FROM_TIMM])
-def test_a_pruned_network_is_the_dense_one_with_channels_zeroed(architecture, tmp_path):
+@pytest.mark.parametrize("architecture", [*BLOCKS_FOUND, *BLOCKS_FOUND_IN_TIMM])
+def test_a_pruned_network_computes_the_dense_one_with_channels_zeroed(architecture, tmp_path):
     """In 64 bits, where rounding cannot hide an error; kept weights are bit-equal, names and class unchanged."""
     model = trained_looking(architecture)
-    assert len(blocks(model)) == (FOUND | FROM_TIMM)[architecture]
-    masks, before = random_masks(model), copy.deepcopy(model.state_dict())
+    assert len(blocks(model)) == {**BLOCKS_FOUND, **BLOCKS_FOUND_IN_TIMM}[architecture]
+    masks = random_masks(model)
+    before = copy.deepcopy(model.state_dict())
     small = prune(model, masks, squeeze="keep")
     x = torch.rand(2, 3, 64, 64, dtype=torch.double, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(small(x), zero_removed(model, masks)(x), rtol=1e-9, atol=1e-9)
-    assert type(small) is type(model) and list(small.state_dict()) == list(before)
+    assert type(small) is type(model)
+    assert list(small.state_dict()) == list(before)
     assert same_tensors(model.state_dict(), before)
     for old, new, mask in zip(blocks(model), blocks(small), masks):
-        assert new.width == int(mask.sum()) and new.hidden == old.hidden
+        assert new.width == int(mask.sum())
+        assert new.hidden == old.hidden
         assert torch.equal(new.expand.weight, old.expand.weight[mask])
         assert torch.equal(new.depthwise_bn.bias, old.depthwise_bn.bias[mask])
         assert torch.equal(new.project.weight, old.project.weight[:, mask])
+
     save_model(small.float(), tmp_path / "small.safetensors", image_size=64)
-    again = load_model(tmp_path / "small.safetensors")
-    assert type(again) is type(model) and same_tensors(again.state_dict(), small.state_dict())
+    stored = load_model(tmp_path / "small.safetensors")
+    assert type(stored) is type(model)
+    assert same_tensors(stored.state_dict(), small.state_dict())
     with torch.no_grad():
-        assert torch.equal(again(x.float()), small(x.float()))
+        assert torch.equal(stored(x.float()), small(x.float()))
 
 
 @pytest.mark.parametrize("architecture", ["torchvision/mobilenet_v3_small", "torchvision/efficientnet_b0"])
-def test_the_papers_squeeze_rule_works_on_other_networks_and_is_not_their_default(architecture):
+def test_the_papers_squeeze_rule_works_on_other_networks_but_is_not_their_default(architecture):
     model = trained_looking(architecture)
     masks = keep_masks(score(model), 0.5)
-    kept, paper = prune(model, masks), prune(model, masks, squeeze="paper")
-    assert [b.hidden for b in blocks(kept)] == [b.hidden for b in blocks(model)]
-    for block, old in zip(blocks(paper), blocks(model)):
-        assert block.hidden == min(old.hidden, max(8, block.hidden)) and block.hidden <= old.hidden
+    default = prune(model, masks)
+    paper = prune(model, masks, squeeze="paper")
+    assert [block.hidden for block in blocks(default)] == [block.hidden for block in blocks(model)]
+    for new, old in zip(blocks(paper), blocks(model)):
+        assert min(8, old.hidden) <= new.hidden <= old.hidden
     assert paper(torch.zeros(1, 3, 64, 64, dtype=torch.double)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("architecture", FOUND)
+@pytest.mark.parametrize("architecture", BLOCKS_FOUND)
 def test_every_criterion_scores_every_network(architecture):
     model = build_network(architecture, 10)
     for criterion in ("gamma_sparsity", "l1", "fpgm", "random"):
-        assert [len(s) for s in score(model, criterion)] == [block.width for block in blocks(model)]
+        widths = [len(scores) for scores in score(model, criterion)]
+        assert widths == [block.width for block in blocks(model)]
 
 
 @settings(max_examples=6)
 @given(st.integers(0, 2**31))
-def test_pruning_to_single_channels_still_leaves_blocks(seed):
+def test_blocks_pruned_to_a_single_channel_are_still_found(seed):
     model = trained_looking("mnv3nb/MobileNetV3Large")
     generator = torch.Generator().manual_seed(seed)
-    masks = [torch.arange(b.width) == int(torch.randint(b.width, (), generator=generator)) for b in blocks(model)]
+    masks = []
+    for block in blocks(model):
+        kept = torch.randint(block.width, (), generator=generator)
+        masks.append(torch.arange(block.width) == kept)
     small = prune(model, masks)
     assert [b.width for b in blocks(small)] == [1] * 15
     assert small.widths == (1,) * 15
 
 
-@pytest.mark.parametrize("make", ["resnet18", "squeezenet1_0", "regnet_y_400mf", "densenet121", "googlenet"])
-def test_networks_without_inverted_residual_blocks_are_refused(make):
-    from torchvision.models import get_model
-
-    model = get_model(make, weights=None, **({"init_weights": False} if make == "googlenet" else {}))
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "regnet_y_400mf", "densenet121", "googlenet"])
+def test_networks_without_inverted_residual_blocks_are_refused(name):
+    options = {"init_weights": False} if name == "googlenet" else {}  # drawing its weights takes long
+    model = torchvision.models.get_model(name, weights=None, **options)
     with pytest.raises(ValueError, match="has no inverted-residual block"):
         blocks(model)
     with pytest.raises(ValueError, match="has no inverted-residual block"):
@@ -148,24 +166,28 @@ def test_networks_without_inverted_residual_blocks_are_refused(make):
 
 
 @pytest.mark.parametrize("name", ["lcnet_050", "ghostnet_100", "resnet18"])
-def test_timms_networks_without_an_expansion_are_refused(name):
+def test_networks_of_timm_without_an_expansion_are_refused(name):
     timm = pytest.importorskip("timm")
     with pytest.raises(ValueError, match="has no inverted-residual block"):
         blocks(timm.create_model(name))
 
 
 def test_a_network_that_cannot_be_rebuilt_is_not_saved(tmp_path):
-    from torchvision.models import mobilenet_v2
-
+    model = torchvision.models.mobilenet_v2()
     with pytest.raises(ValueError, match="cannot tell how to rebuild a MobileNetV2: make it with build_network"):
-        save_model(mobilenet_v2(), tmp_path / "m.safetensors")
-    for name in ("torchvision/nothing", "mobilenet_v2", "keras/x"):
-        with pytest.raises(ValueError, match=f"unknown architecture '{name}'"):
-            build_network(name, 10)
+        save_model(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-# weights of others
+@pytest.mark.parametrize("name", ["torchvision/nothing", "torchvision", "mobilenet_v2", "keras/x", "mnv3nb/x", ""])
+def test_an_unknown_architecture_is_refused(name):
+    with pytest.raises(
+        ValueError, match=f"unknown architecture '{name}'; allowed: mnv3nb/MobileNetV3Large, torchvision"
+    ):
+        build_network(name, 10)
+
+
+# weights of files
 
 
 @pytest.fixture
@@ -176,34 +198,39 @@ def mine(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("architecture", [name for name in [*FOUND, *FROM_TIMM] if not name.startswith("mnv3nb/")])
+@pytest.mark.parametrize("architecture", [*list(BLOCKS_FOUND)[1:], *BLOCKS_FOUND_IN_TIMM])
 def test_from_a_pth_file_through_pruning_to_onnx_runtime(architecture, digits, tmp_path):
-    """Load, score, prune, fold, fine-tune three steps, save, load, export: the exported graph computes the network."""
+    """Load, score, prune, fold, fine-tune for three steps, save, load, export: the graph computes the network."""
     torch.save(trained_looking(architecture).float().state_dict(), tmp_path / "mine.pth")
     model = load_network(architecture, tmp_path / "mine.pth", 10)
     masks = keep_masks(score(model), 0.5, multiple_of=8)
     small = fold_bias(model, prune(model, masks), masks, 32)
     train(small, digits.subset(24), TrainConfig(epochs=1, batch_size=8), device="cpu", progress=False)
     save_model(small.eval(), tmp_path / "m.safetensors", image_size=32, classes=digits.classes)
-    back = load_model(tmp_path / "m.safetensors")
-    assert [b.width for b in blocks(back)] == [int(mask.sum()) for mask in masks]
-    assert same_tensors(dict(back.state_dict()), dict(small.state_dict())) and back.normalisation == model.normalisation
+    stored = load_model(tmp_path / "m.safetensors")
+    assert [block.width for block in blocks(stored)] == [int(mask.sum()) for mask in masks]
+    assert same_tensors(dict(stored.state_dict()), dict(small.state_dict()))
+    assert stored.normalisation == model.normalisation
+
     x = to_input(digits.test_images[:4], 32)
-    graph = to_onnx(back, 32)
+    graph = to_onnx(stored, 32)
     (logits,) = session(graph).run(None, {"images": x.contiguous().numpy()})
     with torch.no_grad():
-        wanted = small(x)
-    assert torch.allclose(torch.from_numpy(logits), wanted, atol=1e-4, rtol=1e-4) and torch.equal(back(x), wanted)
+        expected = small(x)
+        assert torch.equal(stored(x), expected)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
     assert "normalised inside" in graph.doc_string
 
 
-def test_a_file_of_weights_is_what_the_network_computes_after_imagenets_normalisation(mine, capsys):
-    plain = build_network("torchvision/mobilenet_v3_small", 7)
+def test_a_network_with_weights_of_a_file_normalises_its_input_by_imagenet(mine, capsys):
+    plain = build_network("torchvision/mobilenet_v3_small", 7).eval()
     plain.load_state_dict(torch.load(mine, weights_only=True))
-    model, images = load_network("torchvision/mobilenet_v3_small", mine, 7), torch.rand(2, 3, 32, 32)
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    normal = (images - mean[:, None, None]) / deviation[:, None, None]
-    assert torch.allclose(model.eval()(2 * images - 1), plain.eval()(normal), atol=1e-4)
+    model = load_network("torchvision/mobilenet_v3_small", mine, 7).eval()
+    images = torch.rand(2, 3, 32, 32)
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    deviation = torch.tensor([0.229, 0.224, 0.225])
+    normalised = (images - mean[:, None, None]) / deviation[:, None, None]
+    assert torch.allclose(model(2 * images - 1), plain(normalised), atol=1e-4)
     assert torch.equal(torch.tensor(model.normalisation), torch.stack([mean, deviation]))
     assert capsys.readouterr().err == ""
 
@@ -214,38 +241,49 @@ def test_a_classifier_of_another_size_is_replaced_and_reported(mine, capsys):
     assert "classifier classifier.3 of 7 classes replaced by a random one of 3" in capsys.readouterr().err
 
 
-def test_the_papers_own_network_gets_as_many_classes_as_are_asked(tmp_path):
+def test_the_classifier_of_the_papers_network_is_replaced_as_well(tmp_path):
     torch.save(lively(1).state_dict(), tmp_path / "m.pth")
     model = load_network("mnv3nb/MobileNetV3Large", tmp_path / "m.pth", 2)
-    assert model.num_classes == 2 and model(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
+    assert model.num_classes == 2
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 2)
 
 
-def test_a_network_of_timm_says_how_to_get_timm(monkeypatch):
+def test_a_network_of_timm_is_answered_with_how_to_install_timm(monkeypatch):
     monkeypatch.setattr("mnv3nb.networks.zoo.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"^timm/x needs timm: pip install timm$"):
         build_network("timm/x", 2)
 
 
-def test_weights_of_another_architecture_name_the_first_tensors_that_do_not_fit(mine):
-    with pytest.raises(
-        ValueError, match=r"does not fit torchvision/mobilenet_v2: \d+ tensors differ, first features\.0\.0"
-    ):
+def test_weights_of_another_architecture_are_refused_with_the_first_tensors_that_differ(mine):
+    message = r"does not fit torchvision/mobilenet_v2: \d+ tensors differ, first features\.0\.0"
+    with pytest.raises(ValueError, match=message):
         load_network("torchvision/mobilenet_v2", mine, 7)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in torch.load(mine).items()}}, mine)  # as scripts wrap it
-    load_network("torchvision/mobilenet_v3_small", mine, 7)
-    for content, message in (({"a": 1}, "holds no state dict"), ([torch.ones(1)], "holds no state dict")):
-        torch.save(content, mine)
-        with pytest.raises(ValueError, match=message):
-            load_network("torchvision/mobilenet_v3_small", mine, 7)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_weights_may_be_wrapped_as_training_scripts_do(mine, key):
+    state = torch.load(mine, weights_only=True)
+    torch.save({key: {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, mine)
+    assert same_tensors(dict(load_network("torchvision/mobilenet_v3_small", mine, 7).state_dict()), dict(state))
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, {}, [torch.ones(1)], torch.ones(1)], ids=str)
+def test_a_file_without_a_state_dict_is_refused(mine, content):
+    torch.save(content, mine)
+    with pytest.raises(ValueError, match=r"holds no state dict .*; save it with torch\.save\(model\.state_dict"):
+        load_network("torchvision/mobilenet_v3_small", mine, 7)
+
+
+def test_a_foreign_or_missing_file_of_weights_is_refused(mine):
     mine.write_bytes(b"no pickle")
-    with pytest.raises(ValueError, match="is not a file of plain tensors"):
+    with pytest.raises(ValueError, match=r"mine\.pth is not a file of plain tensors"):
         load_network("torchvision/mobilenet_v3_small", mine, 7)
     with pytest.raises(FileNotFoundError, match=r"no file .*give None, 'DEFAULT' or the path"):
         load_network("torchvision/mobilenet_v3_small", mine.with_name("x.pth"), 7)
 
 
 class Touch:
-    """Unpickled, it would make a file."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -254,49 +292,75 @@ class Touch:
         return (open, (str(self.path), "w"))
 
 
-def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path):
+def test_a_pickle_with_code_is_refused_and_its_code_never_runs(tmp_path):
     torch.save({"weight": torch.ones(2), "x": Touch(tmp_path / "proof")}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="is not a file of plain tensors"):
         load_network("torchvision/mobilenet_v3_small", tmp_path / "evil.pth")
     assert not (tmp_path / "proof").exists()
 
 
-def imagenets(monkeypatch, tmp_path, content: object, name: str | None = None):
-    """torchvision's DEFAULT weights come from a local file, under a name with the first 8 digits of its SHA-256."""
+def serve_as_default(monkeypatch, tmp_path, content: object, name: str | None = None) -> None:
+    """Let torchvision take its DEFAULT weights from a local file, by default under a name with the right checksum."""
     torch.save(content, tmp_path / "w.pth")
-    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
-    served = (tmp_path / "w.pth").rename(tmp_path / (name or f"small-{digest}.pth"))
+    if name is None:
+        digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+        name = f"small-{digest[:8]}.pth"
+    served = (tmp_path / "w.pth").rename(tmp_path / name)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(MobileNet_V3_Small_Weights.DEFAULT.value, "url", served.as_uri())
 
 
-def test_default_weights_are_fetched_verified_and_read_as_plain_tensors(monkeypatch, tmp_path, capsys):
+def test_default_weights_are_downloaded_and_verified(monkeypatch, tmp_path, capsys):
     torch.manual_seed(5)
     dense = build_network("torchvision/mobilenet_v3_small", 1000)
-    imagenets(monkeypatch, tmp_path, dense.state_dict())
+    serve_as_default(monkeypatch, tmp_path, dense.state_dict())
     model = load_network("torchvision/mobilenet_v3_small", "DEFAULT", 5)
-    expected = {name: tensor for name, tensor in dense.state_dict().items() if not name.startswith("classifier.3")}
-    assert same_tensors({name: model.state_dict()[name] for name in expected}, expected)
-    assert model.classifier[3].out_features == 5 and model.normalisation[0] == [0.485, 0.456, 0.406]
+    state = model.state_dict()
+    for name, tensor in dense.state_dict().items():
+        if not name.startswith("classifier.3"):
+            assert torch.equal(state[name], tensor)
+    assert model.classifier[3].out_features == 5
+    assert model.normalisation[0] == [0.485, 0.456, 0.406]
     assert "1000 classes replaced by a random one of 5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fault", ["another hash", "code", "nowhere"])
-def test_default_weights_that_are_not_the_published_ones_are_refused(monkeypatch, tmp_path, fault):
-    content = {"x": Touch(tmp_path / "proof")} if fault == "code" else {"x": torch.ones(1)}
-    imagenets(monkeypatch, tmp_path, content, "small-00000000.pth" if fault == "another hash" else None)
-    if fault == "nowhere":
-        monkeypatch.setattr(MobileNet_V3_Small_Weights.DEFAULT.value, "url", (tmp_path / "no-12345678.pth").as_uri())
+def test_default_weights_with_another_checksum_are_refused(monkeypatch, tmp_path):
+    serve_as_default(monkeypatch, tmp_path, {"x": torch.ones(1)}, "small-00000000.pth")
+    assert_default_is_refused()
+
+
+def test_default_weights_with_code_are_refused_and_their_code_never_runs(monkeypatch, tmp_path):
+    serve_as_default(monkeypatch, tmp_path, {"x": Touch(tmp_path / "proof")})
+    assert_default_is_refused()
+    assert not (tmp_path / "proof").exists()
+
+
+def test_default_weights_that_cannot_be_reached_are_refused(monkeypatch, tmp_path):
+    serve_as_default(monkeypatch, tmp_path, {"x": torch.ones(1)})
+    missing = (tmp_path / "no-12345678.pth").as_uri()
+    monkeypatch.setattr(MobileNet_V3_Small_Weights.DEFAULT.value, "url", missing)
+    assert_default_is_refused()
+
+
+def assert_default_is_refused() -> None:
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*give the path of a .pth file instead"):
         load_network("torchvision/mobilenet_v3_small", "DEFAULT")
-    assert not (tmp_path / "proof").exists()
+
+
+def test_the_papers_network_has_no_default_weights():
     with pytest.raises(ValueError, match="has no pretrained weights"):
         load_network("mnv3nb/MobileNetV3Large", "DEFAULT")
 
 
-def test_a_network_normalises_its_input_once():
+def test_a_network_is_normalised_only_once():
     model = normalise_input(build_network("torchvision/mobilenet_v3_small", 2), [0.5] * 3, [0.25] * 3)
-    assert copy.deepcopy(model).to("meta")(torch.empty(2, 3, 32, 32, device="meta")).is_meta  # no tensor stays behind
-    assert model.state_dict().keys() == build_network("torchvision/mobilenet_v3_small", 2).state_dict().keys()
-    with pytest.raises(ValueError, match="normalises its input already"):
+    with pytest.raises(ValueError, match=r"normalises its input already, by \[\[0.5, .*; load it again"):
         normalise_input(model, [0.5] * 3, [0.25] * 3)
+
+
+def test_normalisation_moves_with_the_network_and_is_not_in_its_state_dict():
+    plain = build_network("torchvision/mobilenet_v3_small", 2)
+    model = normalise_input(copy.deepcopy(plain), [0.5] * 3, [0.25] * 3)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    moved = copy.deepcopy(model).to("meta")
+    assert moved(torch.empty(2, 3, 32, 32, device="meta")).is_meta

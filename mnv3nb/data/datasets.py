@@ -19,8 +19,8 @@ from .squares import load_photos
 
 CHECKSUMS = {"digits": "4d42c5f9864d6187", "cifar10": "5da736c1276b47e1", "cifar100": "e970310d97a10a61"}
 MAX_CLASSES = 1 << 16
-MAX_BYTES = 16 << 30  # that the arrays of an .npz may take in memory
-MAX_HEADER = 10_000  # bytes of an array's header in an .npz; the arrays we accept have 128
+MAX_BYTES = 16 << 30  # that an .npz may unpack to
+MAX_HEADER = 10_000  # bytes that an array's header in an .npz may take; usual are 128
 
 
 def load_dataset(

@@ -50,7 +50,8 @@ def keep_squares(photos: PhotoSet, kept: Path, image_size: int | None, fingerpri
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
         report = _write_files(photos, scratch, image_size, fingerprint)
-        if kept.exists():  # a folder cannot be renamed onto another one
+        if kept.exists():
+            # A folder cannot be renamed onto another one. A process killed here leaves none, and the next makes it again.
             shutil.rmtree(kept)
         scratch.rename(kept)
         sync_folder(kept.parent)

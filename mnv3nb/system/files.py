@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent  # the folder of the checkout that this package lies in
+CHECKOUT = Path(__file__).resolve().parent.parent.parent  # the checkout, if this package lies in one
 
 
 def write_file(path: str | os.PathLike, content: bytes | str) -> None:
@@ -71,14 +71,14 @@ def default_home() -> Path:
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """`table[name]`; raises ValueError that names the nearest name and all allowed ones. `what` says what it names."""
+    """`table[name]`; raises ValueError with the nearest name and all allowed ones. `what` is the kind of thing it names."""
     if name not in table:
         raise unknown_name(table, name, what)
     return table[name]
 
 
 def unknown_name(allowed: Iterable[str], name: str, what: str, more: str = "") -> ValueError:
-    """The error for a name that is not allowed; `more` is appended to the list of allowed names."""
+    """The error to raise for a name that is not allowed; `more` is appended to the list of allowed names."""
     allowed = list(allowed)
     nearest = difflib.get_close_matches(str(name), allowed, 1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
