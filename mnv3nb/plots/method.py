@@ -202,10 +202,7 @@ def _plot_distribution(column: Sequence[Axes], values: Sequence[Tensor], name: s
     lowest = FLOOR if log else 0
     layers = [layer.clamp_min(lowest).numpy() for layer in values]
     pooled = np.concatenate(layers)
-    if log:
-        bins = np.geomspace(pooled.min() / 1.5, pooled.max() * 1.5, 60)
-    else:
-        bins = np.linspace(0, 1, 60)
+    bins = np.geomspace(pooled.min() / 1.5, pooled.max() * 1.5, 60) if log else np.linspace(0, 1, 60)
     top.hist(pooled, bins=bins, color=color, histtype="stepfilled")
     bottom.boxplot(
         layers,

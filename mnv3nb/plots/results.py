@@ -138,13 +138,15 @@ def _plot_differences(ax: Axes, differences: DataFrame) -> None:
     ax.errorbar(100 * differences.rate, differences.difference, bars, capsize=3, **look)
     baseline = LOOKS["fair baseline"] | {"marker": "", "label": "fair baseline: rate 0, fine-tuned as long"}
     ax.axhline(0, linestyle="--", **baseline)
+    title = f"after fine-tuning, paired by seed ({_seeds_remark(differences)})"
+    ax.set(ylabel="accuracy − fair baseline (points)", title=title)
 
-    seed_counts = sorted({len(values) for values in differences.each})
-    if seed_counts == [1]:
-        remark = "one seed"
-    else:
-        remark = f"mean of {' or '.join(map(str, seed_counts))} seeds; bars: 95 % interval"
-    ax.set(ylabel="accuracy − fair baseline (points)", title=f"after fine-tuning, paired by seed ({remark})")
+
+def _seeds_remark(differences: DataFrame) -> str:
+    counts = sorted({len(values) for values in differences.each})
+    if counts == [1]:
+        return "one seed"
+    return f"mean of {' or '.join(map(str, counts))} seeds; bars: 95 % interval"
 
 
 def _plot_published_differences(ax: Axes, published: DataFrame) -> None:
