@@ -8,6 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -20,47 +22,59 @@ FADED = 0.12  # share of its contrast that a removed channel's map retains
 MAPS_SHOWN = 32
 LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
 
+# Left, bottom, width and height in shares of the figure. They are fixed, so that nothing jumps when a label changes.
+# Each panel lies within its quarter of the figure, since the explorer shows the quarters as images of their own.
+PLACES = {
+    "scores": (0.064, 0.592, 0.425, 0.352),
+    "widths": (0.574, 0.592, 0.418, 0.352),
+    "accuracy": (0.064, 0.092, 0.425, 0.352),
+    "image": (0.510, 0.140, 0.090, 0.200),
+    "maps": (0.612, 0.015, 0.384, 0.430),
+}
+
 Accuracies = Mapping[str, Mapping[int, float]]  # {stage: {rate in %: accuracy in %}}
 
 
 class Picture:
-    """Four panels about one network with blocks of `dense_widths`: scores, widths, accuracy over the rate, feature maps.
+    """Panels about one network with blocks of `dense_widths`: scores, widths, accuracy over the rate, feature maps.
 
     Call `set_scene` first, and again when anything but the rate has changed what is shown; then `draw`.
     """
 
     def __init__(self, dense_widths: Sequence[int]):
-        self.figure = Figure(figsize=(11.6, 6.8), dpi=100, layout="constrained")
+        # The place holder keeps the style's constrained layout away, which would move the panels.
+        self.figure = Figure(figsize=(11.6, 6.8), dpi=100, layout=PlaceHolderLayoutEngine(True, True))
         self.canvas = FigureCanvasAgg(self.figure)
-        axes = [part.subplots() for part in self.figure.subfigures(2, 2).flat]
-        self.scores = ScorePanel(axes[0])
-        self.widths = WidthPanel(axes[1], dense_widths)
-        self.accuracy = AccuracyPanel(axes[2])
-        self.maps = MapPanel(axes[3])
-        self.moving = [*self.scores.moving, *self.widths.moving, *self.accuracy.moving, *self.maps.moving]
+        self.score_panel = ScorePanel(self.figure.add_axes(PLACES["scores"]))
+        self.width_panel = WidthPanel(self.figure.add_axes(PLACES["widths"]), dense_widths)
+        self.accuracy_panel = AccuracyPanel(self.figure.add_axes(PLACES["accuracy"]))
+        self.map_panel = MapPanel(self.figure.add_axes(PLACES["image"]), self.figure.add_axes(PLACES["maps"]))
+        panels = (self.score_panel, self.width_panel, self.accuracy_panel, self.map_panel)
+        self.moving = [artist for panel in panels for artist in panel.moving]
         for artist in self.moving:
-            artist.set_animated(True)  # the canvas leaves it out of the background
-        self.background = None
+            artist.set_animated(True)  # the canvas leaves it out of the backdrop
+        self.backdrop = None
 
-    def set_scene(self, scores: Sequence[Tensor], label: str, number: int, maps: Tensor) -> None:
+    def set_scene(self, scores: Sequence[Tensor], label: str, number: int, maps: Tensor, image: Tensor) -> None:
         """Set what stays the same while the rate moves.
 
-        `scores`: one tensor (width,) per block. `label`: what they are. `maps`: (width, H, W) of block `number`.
+        `scores`: one tensor (width,) per block. `label`: what they are. `maps`: (width, H, W) of block `number`, for
+        `image` (3, H, W), uint8.
         """
-        self.scores.set_scores(torch.cat(list(scores)).numpy(), label)
-        self.maps.set_maps(maps, scores[number], number)
-        self.background = None
+        self.score_panel.set_scores(torch.cat(list(scores)).numpy(), label)
+        self.map_panel.set_maps(maps, scores[number], number, image)
+        self.backdrop = None
 
     def draw(self, masks: Sequence[Tensor], threshold: float, percent: int, accuracies: Accuracies) -> np.ndarray:
         """Pixels (H, W, 3) of the picture at a rate of `percent`; only what moves is redrawn."""
-        if self.background is None:
+        if self.backdrop is None:
             self.canvas.draw()
-            self.background = self.canvas.copy_from_bbox(self.figure.bbox)
-        self.scores.show_cut(torch.cat(list(masks)).numpy(), threshold)
-        self.widths.show_cut(masks, percent)
-        self.accuracy.show(accuracies, percent)
-        self.maps.show_cut(masks[self.maps.number])
-        self.canvas.restore_region(self.background)
+            self.backdrop = self.canvas.copy_from_bbox(self.figure.bbox)
+        self.score_panel.show_cut(torch.cat(list(masks)).numpy(), threshold)
+        self.width_panel.show_cut(masks, percent)
+        self.accuracy_panel.show(accuracies, percent)
+        self.map_panel.show_cut(masks[self.map_panel.number])
+        self.canvas.restore_region(self.backdrop)
         for artist in self.moving:
             artist.axes.draw_artist(artist)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
@@ -140,15 +154,21 @@ class AccuracyPanel:
 
 
 class MapPanel:
-    """Feature maps of one block, from the best score to the worst; those of removed channels fade."""
+    """An input image, and beside it one block's feature maps from the best score to the worst.
 
-    def __init__(self, ax: Axes):
-        self.ax = ax
-        self.tiles = ax.imshow(np.zeros((2, 2, 3)))
+    The maps of removed channels fade.
+    """
+
+    def __init__(self, image_ax: Axes, maps_ax: Axes):
+        self.maps_ax = maps_ax
+        self.image = image_ax.imshow(np.zeros((2, 2, 3)))
+        self.tiles = maps_ax.imshow(np.zeros((2, 2, 3)))
         self.moving = [self.tiles]
-        ax.axis("off")
+        image_ax.axis("off")
+        image_ax.set_title("input image", fontsize=11)
+        maps_ax.axis("off")
 
-    def set_maps(self, maps: Tensor, scores: Tensor, number: int) -> None:
+    def set_maps(self, maps: Tensor, scores: Tensor, number: int, image: Tensor) -> None:
         order = scores.argsort(descending=True)
         places = torch.linspace(0, len(order) - 1, min(MAPS_SHOWN, len(order))).round().long()
         self.channels = order[places]
@@ -159,15 +179,21 @@ class MapPanel:
         # A nearly constant map stays nearly constant: its range counts as at least 2 % of the largest.
         least_range = 1e-6 + 0.02 * float((high - low).max())
         self.brightness = (shown - low) / (high - low).clamp_min(least_range)
-        self.ax.set_title(f"maps of block {number}, best score first; removed ones fade", fontsize=11)
+        self.maps_ax.set_title(f"maps of block {number}, best score first; removed ones fade", fontsize=11)
+        _set_pixels(self.image, image)
+        self.show_cut(torch.ones(len(scores), dtype=torch.bool))  # the backdrop needs the size of the tiles
 
     def show_cut(self, mask: Tensor) -> None:
         """Fade the maps of channels that `mask` (width,) of the block removes."""
         contrast = torch.where(mask[self.channels], 1.0, FADED)[:, None, None, None]
         faded = 1 - contrast * (1 - self.brightness)  # towards white
-        pixels = make_grid(faded, nrow=8, padding=1, pad_value=1).movedim(0, -1).numpy()
-        height, width, _ = pixels.shape
-        self.tiles.set(data=pixels, extent=(0, width, height, 0))
+        _set_pixels(self.tiles, make_grid(faded, nrow=8, padding=1, pad_value=1))
+
+
+def _set_pixels(artist: AxesImage, pixels: Tensor) -> None:
+    """Show `pixels` (3, H, W) in an image that may have had another size."""
+    _, height, width = pixels.shape
+    artist.set(data=pixels.movedim(0, -1).numpy(), extent=(0, width, height, 0))
 
 
 def score_bins(scores: np.ndarray, count: int = 60) -> tuple[np.ndarray, bool]:

@@ -26,20 +26,25 @@ from .tables import ALIGNMENTS, Setting, cost_tables, network_cost
 
 RATES_MEASURED = range(0, 91, 10)  # %, besides the one chosen
 PAUSE = 0.3  # seconds after the last move before accuracies are measured
-STALE = "mnv3nb-stale"
-STYLE = f"""<style>
-.{STALE} {{opacity: 0.3}}
-.mnv3nb-numbers {{display: flex; flex-wrap: wrap; gap: 0 2em; line-height: 1.5}}
+MAP_PIXELS = 8  # feature maps with fewer pixels a side are no pictures
+# The numbers stand in columns and the pictures keep their shape, so that nothing jumps while a slider moves.
+# The still picture is hidden while this sheet is in the page, and it is there only together with the widget.
+STYLE = """<style>
+.mnv3nb-stale {opacity: 0.3}
+.mnv3nb-numbers {display: grid; grid-template-columns: repeat(auto-fill, minmax(20em, 1fr)); line-height: 1.5}
+.mnv3nb-numbers span {white-space: nowrap}
+.mnv3nb-view {aspect-ratio: 29 / 17}
+.mnv3nb-still {display: none}
 </style>"""
 
 
 class Scene(NamedTuple):
-    """The controls that change scores or feature maps. Computing these can take seconds."""
+    """All choices that change scores or feature maps, which can take seconds to compute."""
 
-    lam: float
-    criterion: str
-    block: int
-    image: int
+    lam: float  # λ of the network's sparse training
+    criterion: str  # one of CRITERIA
+    block: int  # number of the block whose maps are shown
+    image: int  # number of the test image that they belong to
 
 
 class Explorer(widgets.VBox):
@@ -76,14 +81,14 @@ class Explorer(widgets.VBox):
             lam=first_lam,
             rate=rate,
             block_count=len(self.dense_widths),
-            block=min(9, len(self.dense_widths) - 1),
+            block=last_block_with_pictures(self.measurements.maps(first_lam, image=0)),
             image_count=len(self.measurements.test_images),
             se_rule=default_se_rule(model),
         )
         for control in self.controls.values():
             control.observe(self._on_change, "value")
-        self.numbers = widgets.HTML()
-        self.status = widgets.HTML()
+        self.numbers = widgets.HTML(layout={"width": "100%"})
+        self.status = widgets.HTML(layout={"min_height": "2.2em"})
         self.views = [make_view() for _ in range(4)]
         wrapping = {"flex_flow": "row wrap"}
         super().__init__(
@@ -101,10 +106,18 @@ class Explorer(widgets.VBox):
         else:
             self.background.start(self._catch_up)
 
-    def _repr_mimebundle_(self, **options) -> dict:
-        """Beside the widget a still picture; headless nothing else, since no kernel will move the copy's sliders."""
-        bundle = {} if is_headless() else super()._repr_mimebundle_(**options)
-        return bundle | {"text/plain": "Explorer", "image/png": base64.b64encode(png(self.pixels)).decode()}
+    def _ipython_display_(self) -> None:
+        """Display the widget, and below it a still picture for readers without a kernel.
+
+        A headless run displays the picture alone, since nobody will move its sliders.
+        """
+        picture = base64.b64encode(png(self.pixels)).decode()
+        if is_headless():
+            display({"text/plain": "Explorer", "image/png": picture}, raw=True)
+            return
+        display(self._repr_mimebundle_(), raw=True)
+        still = f'<div class="mnv3nb-still"><img alt="the explorer" src="data:image/png;base64,{picture}"></div>'
+        display({"text/plain": "Explorer, still picture", "text/html": still}, raw=True)
 
     def _on_change(self, _change: dict) -> None:
         """Redraw at once what a control can change at once; leave the rest to the background."""
@@ -141,32 +154,35 @@ class Explorer(widgets.VBox):
         scores = self.measurements.scores(scene.lam, scene.criterion)
         maps = self.measurements.maps(scene.lam, scene.image)[scene.block]
         with self.drawing:
-            self.picture.set_scene(scores, CRITERION_LABELS[scene.criterion], scene.block, maps)
+            image = self.measurements.test_images[scene.image]
+            self.picture.set_scene(scores, CRITERION_LABELS[scene.criterion], scene.block, maps, image)
             self.scene = scene
             self._show_status("")
             self._redraw()
 
     def _redraw(self) -> None:
-        """Show picture and numbers at the chosen rate. While the background computes another scene, dim the old one."""
+        """Show picture and numbers at the chosen rate, or dim them while the background computes another scene."""
         with self.drawing:
             if self.scene != self._chosen_scene():
                 self._show_status("computing …")
-                self._dim(True)
+                self._set_dimmed(True)
                 return
             setting = self._chosen_setting()
             percent = self.controls["rate"].value
-            scores = self.measurements.scores(setting.lam, setting.criterion)
+            scores = self.measurements.scores(self.scene.lam, self.scene.criterion)
             masks = keep_masks(scores, percent / 100, setting.multiple_of)
             accuracies = self._known_accuracies(setting)
             self.pixels = self.picture.draw(masks, threshold(scores, percent / 100), percent, accuracies)
             for view, quarter in zip(self.views, cut_into_quarters(self.pixels)):
                 view.value = png(quarter)
             widths = [int(mask.sum()) for mask in masks]
-            numbers = self._cost_numbers(widths, setting.squeeze) | self._rate_numbers(scores, percent)
-            for stage, points in accuracies.items():
-                numbers[f"{stage} accuracy"] = f"{points[percent]:.1f} %" if percent in points else "–"
+            numbers = {
+                **self._cost_numbers(widths, setting.squeeze),
+                **rate_numbers(scores, percent),
+                **accuracy_numbers(accuracies, percent),
+            }
             self.numbers.value = numbers_html(numbers)
-            self._dim(False)
+            self._set_dimmed(False)
 
     def _chosen_scene(self) -> Scene:
         return Scene(*(self.controls[name].value for name in Scene._fields))
@@ -193,36 +209,26 @@ class Explorer(widgets.VBox):
         numbers["time of the blocks"] = f"{sum(milliseconds):.2f} ms" if measured else "–"
         return numbers
 
-    def _rate_numbers(self, scores: Sequence[Tensor], percent: int) -> dict[str, str]:
-        """The threshold at a rate of `percent`, and the block that is emptied next as the rate grows."""
-        rate = percent / 100
-        ahead = {block: collapse for block, collapse in enumerate(layer_collapse_rates(scores)) if collapse > rate}
-        empties_next = "–"
-        if ahead:
-            block = min(ahead, key=ahead.get)
-            empties_next = f"block {block} at {100 * ahead[block]:.1f} %"
-        return {"empties next": empties_next, "threshold": f"{threshold(scores, rate):.3g}"}
-
     def _show_status(self, text: str) -> None:
         self.status.value = text
 
-    def _dim(self, stale: bool) -> None:
-        """Dim what is `stale`: it belongs to other settings than those that the controls show."""
-        for part in self.views:
-            if stale:
-                part.add_class(STALE)
+    def _set_dimmed(self, dimmed: bool) -> None:
+        """Dim numbers and picture while they belong to other choices than the controls show."""
+        for part in (self.numbers, *self.views):
+            if dimmed:
+                part.add_class("mnv3nb-stale")
             else:
-                part.remove_class(STALE)
+                part.remove_class("mnv3nb-stale")
 
     @contextmanager
     def _errors_shown(self) -> Iterator[None]:
         """Show an error or an interrupt above the picture, where the reader looks, and dim the picture."""
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # interrupting the kernel raises KeyboardInterrupt in a callback
             message = escape(f"{type(error).__name__}: {error}")
             self._show_status(f"<b>{message}. Move a control to try again.</b>")
-            self._dim(True)
+            self._set_dimmed(True)
 
 
 def make_controls(
@@ -238,7 +244,7 @@ def make_controls(
         ),
         "multiple_of": widgets.SelectionSlider(options=ALIGNMENTS, description="multiple of"),
         "lam": widgets.SelectionSlider(
-            options=[(f"{lam:g}", lam) for lam in sorted(lams)],
+            options=[(f"{choice:g}", choice) for choice in sorted(lams)],
             value=lam,
             description="λ (one trained)" if one_network else "λ",
             disabled=one_network,
@@ -256,15 +262,42 @@ def make_controls(
     return controls
 
 
+def last_block_with_pictures(maps: Sequence[Tensor]) -> int:
+    """The last block whose `maps` (width, H, W) have at least MAP_PIXELS a side; the first block if none has."""
+    large = [number for number, of_block in enumerate(maps) if of_block.shape[-1] >= MAP_PIXELS]
+    return max(large, default=0)
+
+
 def make_view() -> widgets.Image:
     """One panel of the picture; four of them stand two by two, or below each other where the page is narrow."""
-    return widgets.Image(layout={"flex": "1 1 34em", "min_width": "20em", "max_width": "46em"})
+    view = widgets.Image(layout={"flex": "1 1 34em", "min_width": "20em", "max_width": "46em"})
+    view.add_class("mnv3nb-view")
+    return view
 
 
 def cut_into_quarters(pixels: np.ndarray) -> list[np.ndarray]:
     """The upper left, upper right, lower left and lower right quarter of `pixels` (H, W, 3)."""
     upper, lower = np.split(pixels, 2)
     return [*np.split(upper, 2, axis=1), *np.split(lower, 2, axis=1)]
+
+
+def rate_numbers(scores: Sequence[Tensor], percent: int) -> dict[str, str]:
+    """The block that is emptied next as the rate grows beyond `percent`, and the threshold."""
+    rate = percent / 100
+    ahead = {block: collapse for block, collapse in enumerate(layer_collapse_rates(scores)) if collapse > rate}
+    empties_next = "–"
+    if ahead:
+        block = min(ahead, key=ahead.get)
+        empties_next = f"block {block} at {100 * ahead[block]:.1f} %"
+    return {"empties next": empties_next, "threshold": f"{threshold(scores, rate):.3g}"}
+
+
+def accuracy_numbers(accuracies: Accuracies, percent: int) -> dict[str, str]:
+    """The accuracy at each stage, a dash where it is not known."""
+    numbers = {}
+    for stage, points in accuracies.items():
+        numbers[f"{stage} accuracy"] = f"{points[percent]:.1f} %" if percent in points else "–"
+    return numbers
 
 
 def numbers_html(numbers: Mapping[str, str]) -> str:

@@ -19,6 +19,14 @@ LINE = {"color": "0.25", "linewidth": 1.3}
 CENTRED = {"ha": "center", "va": "center", "fontsize": 11}
 HEADING = {"fontsize": 13, "weight": "bold"}
 FACE = {"edgecolor": "0.25", "linewidth": 1}
+LABEL_DEPTH = 0.17  # of a text below a stack of channels
+
+# Figure 2: where the maps of both rows stand, and how large those of the block's width and of its output are.
+INPUT_X = 0.3
+OUTPUT_X = 8.75
+WIDE_MAPS = {"length": 1.1, "side": 0.8}
+OUTPUT_MAPS = {"length": 0.5, "side": 0.8}
+ARROW_HEIGHT = 0.45  # above the base of a row
 
 Point = tuple[float, float]
 
@@ -35,7 +43,7 @@ def block_drawing(model: nn.Module, number: int = 4, image_size: int = 224) -> F
     stride = block.depthwise.stride[0]
     shortcut = _has_shortcut(block)
 
-    axis = 1.6  # height of the line along which the layers stand
+    y = 1.6  # height of the line along which the layers stand
     fig, ax = canvas(10, 4.2 if block.hidden else 2.9)
     ax.text(0.08, fig.get_figheight() - 0.3, f"Block {number}", **HEADING)
 
@@ -45,37 +53,37 @@ def block_drawing(model: nn.Module, number: int = 4, image_size: int = 224) -> F
     )
     project_text = f"1×1 projection\nBatchNorm\nno activation\n{_times(shapes['project'])}"
     layer_size = (1.75, 1.15)
-    expand = box(ax, 2.5, axis, expand_text, "expand", layer_size)
-    depthwise = box(ax, 4.7, axis, depthwise_text, "depthwise", layer_size)
-    project = box(ax, 7.35, axis, project_text, "project", layer_size)
+    expand = box(ax, 2.5, y, expand_text, "expand", layer_size)
+    depthwise = box(ax, 4.7, y, depthwise_text, "depthwise", layer_size)
+    project = box(ax, 7.35, y, project_text, "project", layer_size)
     _write_parameters_below(ax, expand, block.expand, block.expand_bn)
     _write_parameters_below(ax, depthwise, block.depthwise, block.depthwise_bn)
     _write_parameters_below(ax, project, block.project, block.project_bn)
-    block_input = box(ax, 0.68, axis, f"input\n{_times(shapes['input'])}", "data", (1.2, 0.75))
-    block_output = box(ax, 9.43, axis, f"output\n{_times(shapes['project'])}", "data", (1.06, 0.75), fontsize=10.5)
+    block_input = box(ax, 0.68, y, f"input\n{_times(shapes['input'])}", "data", (1.2, 0.75))
+    block_output = box(ax, 9.43, y, f"output\n{_times(shapes['project'])}", "data", (1.06, 0.75), fontsize=10.5)
 
-    arrow(ax, (block_input.x1, axis), (expand.x0, axis))
-    arrow(ax, (expand.x1, axis), (depthwise.x0, axis))
+    arrow(ax, (block_input.x1, y), (expand.x0, y))
+    arrow(ax, (expand.x1, y), (depthwise.x0, y))
     if block.hidden:
-        _draw_squeeze_and_excitation(ax, axis, block, depthwise, project)
+        _draw_squeeze_and_excitation(ax, y, block, depthwise, project)
     else:
-        arrow(ax, (depthwise.x1, axis), (project.x0, axis))
+        arrow(ax, (depthwise.x1, y), (project.x0, y))
     if shortcut:
-        _draw_shortcut(ax, axis, block_input, project, block_output)
+        _draw_shortcut(ax, y, block_input, project, block_output)
         remark = "shortcut: input and output have the same shape"
     else:
-        arrow(ax, (project.x1, axis), (block_output.x0, axis))
+        arrow(ax, (project.x1, y), (block_output.x0, y))
         remark = "no shortcut: the shapes differ"
     ax.text(4.7, 0.3, remark, **CENTRED)
     return fig
 
 
-def _draw_squeeze_and_excitation(ax: Axes, axis: float, block: Block, depthwise: Bbox, project: Bbox) -> None:
+def _draw_squeeze_and_excitation(ax: Axes, y: float, block: Block, depthwise: Bbox, project: Bbox) -> None:
     """Draw SE above the layers; its factors multiply the channels between `depthwise` and `project`."""
     times_x = 6.02
-    times = _operator(ax, times_x, axis, "×", 0.3)
-    arrow(ax, (depthwise.x1, axis), (times.x0, axis))
-    arrow(ax, (times.x1, axis), (project.x0, axis))
+    times = _operator(ax, times_x, y, "×", 0.3)
+    arrow(ax, (depthwise.x1, y), (times.x0, y))
+    arrow(ax, (times.x1, y), (project.x0, y))
 
     text = (
         "squeeze and excite: global pool,\n"
@@ -90,15 +98,15 @@ def _draw_squeeze_and_excitation(ax: Axes, axis: float, block: Block, depthwise:
     ax.text(6.95, 2.55, "one factor per channel", **CENTRED)
 
 
-def _draw_shortcut(ax: Axes, axis: float, block_input: Bbox, project: Bbox, block_output: Bbox) -> None:
+def _draw_shortcut(ax: Axes, y: float, block_input: Bbox, project: Bbox, block_output: Bbox) -> None:
     """Draw the line below the layers that adds the block's input to its output."""
     input_x = (block_input.x0 + block_input.x1) / 2
     plus_x = 8.55
     below = 0.45
-    plus = _operator(ax, plus_x, axis, "+", 0.26)
+    plus = _operator(ax, plus_x, y, "+", 0.26)
     ax.plot([input_x, input_x, plus_x, plus_x], [block_input.y0, below, below, plus.y0], **LINE)
-    arrow(ax, (project.x1, axis), (plus.x0, axis))
-    arrow(ax, (plus.x1, axis), (block_output.x0, axis))
+    arrow(ax, (project.x1, y), (plus.x0, y))
+    arrow(ax, (plus.x1, y), (block_output.x0, y))
 
 
 def separable_drawing(model: nn.Module, number: int = 4, image_size: int = 224) -> Figure:
@@ -126,15 +134,6 @@ def separable_drawing(model: nn.Module, number: int = 4, image_size: int = 224) 
     _draw_standard_convolution(ax, 2.95, block, shapes)
     _draw_separable_convolution(ax, 0.45, block, shapes)
     return fig
-
-
-# Both rows of Figure 2 share these: where maps stand, and how large maps of the block's width and of its output are.
-INPUT_X = 0.3
-OUTPUT_X = 8.75
-WIDE_MAPS = {"length": 1.1, "side": 0.8}
-OUTPUT_MAPS = {"length": 0.5, "side": 0.8}
-ARROW_HEIGHT = 0.45  # above the base of a row
-LABEL_DEPTH = 0.17  # below the base of a row
 
 
 def _draw_standard_convolution(ax: Axes, base: float, block: Block, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -191,31 +190,31 @@ def bottleneck_drawing(model: nn.Module, number: int = 4) -> Figure:
     return fig
 
 
-def _draw_bottleneck(ax: Axes, axis: float, block: Block) -> None:
-    """Draw one block large, around the height `axis`."""
-    _draw_profile(ax, 1.7, axis, block, scale=1.75 / block.width, length=2.0, step=2.3)
-    ax.text(2.7, axis, "1×1 expansion", **CENTRED)
-    ax.text(5.0, axis, "depthwise", **CENTRED)
-    ax.text(7.3, axis, "1×1 projection\n(linear)", **CENTRED)
-    arrow(ax, (1.4, axis), (1.7, axis), f"{block.expand.in_channels}")
-    arrow(ax, (3.7, axis), (4.0, axis), f"{block.width}")
-    arrow(ax, (6.0, axis), (6.3, axis), f"{block.width}")
-    arrow(ax, (8.3, axis), (8.6, axis), f"{block.project.out_channels}")
+def _draw_bottleneck(ax: Axes, y: float, block: Block) -> None:
+    """Draw one block large, around the height `y`."""
+    _draw_profile(ax, 1.7, y, block, scale=1.75 / block.width, length=2.0, step=2.3)
+    ax.text(2.7, y, "1×1 expansion", **CENTRED)
+    ax.text(5.0, y, "depthwise", **CENTRED)
+    ax.text(7.3, y, "1×1 projection\n(linear)", **CENTRED)
+    arrow(ax, (1.4, y), (1.7, y), f"{block.expand.in_channels}")
+    arrow(ax, (3.7, y), (4.0, y), f"{block.width}")
+    arrow(ax, (6.0, y), (6.3, y), f"{block.width}")
+    arrow(ax, (8.3, y), (8.6, y), f"{block.project.out_channels}")
 
     input_x = 0.85
     output_x = 9.2
-    ax.text(input_x, axis, "narrow\ninput", **CENTRED)
-    ax.text(output_x, axis, "narrow\noutput", **CENTRED)
+    ax.text(input_x, y, "narrow\ninput", **CENTRED)
+    ax.text(output_x, y, "narrow\noutput", **CENTRED)
     if _has_shortcut(block):
-        end = axis + 0.28  # just above the words
-        above = axis + 1.05
+        end = y + 0.28  # just above the words
+        above = y + 1.05
         ax.plot([input_x, input_x, output_x], [end, above, above], **LINE)
         arrow(ax, (output_x, above), (output_x, end))
-        ax.text(5, axis + 1.2, "shortcut between the narrow ends", **CENTRED)
+        ax.text(5, y + 1.2, "shortcut between the narrow ends", **CENTRED)
 
 
-def _draw_all_profiles(ax: Axes, axis: float, found: Sequence[Block]) -> None:
-    """Draw the profiles of all blocks side by side around the height `axis`, and three lines of marks below them."""
+def _draw_all_profiles(ax: Axes, y: float, found: Sequence[Block]) -> None:
+    """Draw the profiles of all blocks side by side around the height `y`, and three lines of marks below them."""
     number_y = 0.5
     se_y = 0.3
     shortcut_y = 0.1
@@ -228,8 +227,8 @@ def _draw_all_profiles(ax: Axes, axis: float, found: Sequence[Block]) -> None:
     for i, block in enumerate(found):
         left = 0.95 + step * i
         middle = left + 0.45 * step
-        _draw_profile(ax, left, axis, block, scale, length=0.3 * step, step=0.3 * step)
-        ax.text(middle, axis + 0.15 + block.width * scale / 2, f"{block.width}", **CENTRED)
+        _draw_profile(ax, left, y, block, scale, length=0.3 * step, step=0.3 * step)
+        ax.text(middle, y + 0.15 + block.width * scale / 2, f"{block.width}", **CENTRED)
         ax.text(middle, number_y, f"{i}", **CENTRED)
         if block.hidden:
             ax.text(middle, se_y, "●", **CENTRED)
@@ -237,20 +236,20 @@ def _draw_all_profiles(ax: Axes, axis: float, found: Sequence[Block]) -> None:
             ax.text(middle, shortcut_y, "●", **CENTRED)
 
 
-def _draw_profile(ax: Axes, x: float, axis: float, block: Block, scale: float, length: float, step: float) -> None:
+def _draw_profile(ax: Axes, x: float, y: float, block: Block, scale: float, length: float, step: float) -> None:
     """Draw the three convolutions of `block` as trapezoids of `length`, from `x` on, one every `step`.
 
     A trapezoid's two heights are its numbers of input and output channels × `scale`.
     """
-    _draw_trapezoid(ax, x, axis, length, block.expand, scale, "expand")
-    _draw_trapezoid(ax, x + step, axis, length, block.depthwise, scale, "depthwise")
-    _draw_trapezoid(ax, x + 2 * step, axis, length, block.project, scale, "project")
+    _draw_trapezoid(ax, x, y, length, block.expand, scale, "expand")
+    _draw_trapezoid(ax, x + step, y, length, block.depthwise, scale, "depthwise")
+    _draw_trapezoid(ax, x + 2 * step, y, length, block.project, scale, "project")
 
 
-def _draw_trapezoid(ax: Axes, x: float, axis: float, length: float, conv: nn.Conv2d, scale: float, role: str) -> None:
+def _draw_trapezoid(ax: Axes, x: float, y: float, length: float, conv: nn.Conv2d, scale: float, role: str) -> None:
     left = conv.in_channels * scale / 2
     right = conv.out_channels * scale / 2
-    corners = [(x, axis - left), (x, axis + left), (x + length, axis + right), (x + length, axis - right)]
+    corners = [(x, y - left), (x, y + left), (x + length, y + right), (x + length, y - right)]
     ax.add_patch(Polygon(corners, facecolor=ROLES[role], **FACE))
 
 
