@@ -41,25 +41,28 @@ def pictures(tmp_path_factory) -> Path:
 def lab(home, tmp_path_factory):
     """The address of a JupyterLab that serves a copy of the notebooks, set to the smallest profile."""
     folder = tmp_path_factory.mktemp("lab")
-    (folder / "notebooks").mkdir()
-    quiet = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false"}')
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        (folder / "notebooks" / path.name).write_text(
-            path.read_text().replace('profile: str = \\"digits\\"', 'profile: str = \\"smoke\\"')
-        )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [f"--port={port}", "--port-retries=0", "--no-browser", "--allow-root", "--expose-app-in-browser"]
-    options += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
-    places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    env = (
-        os.environ | places | {"PYTHONPATH": str(ROOT), "MNV3NB_HEADLESS": "0", "JUPYTERLAB_SETTINGS_DIR": str(folder)}
-    )
+        source = path.read_text().replace('profile: str = \\"digits\\"', 'profile: str = \\"smoke\\"')
+        (notebooks / path.name).write_text(source)
+    no_news = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    no_news.parent.mkdir(parents=True)
+    no_news.write_text('{"fetchNews": "false"}')
+
+    port = find_free_port()
+    command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--port-retries=0", "--no-browser", "--allow-root"]
+    command += ["--expose-app-in-browser", "--IdentityProvider.token=", f"--ServerApp.root_dir={notebooks}"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MNV3NB_HEADLESS": "0",
+        "JUPYTERLAB_SETTINGS_DIR": str(folder),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+    }
     with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + PATIENCE / 1000
         while not answers(port):
@@ -71,14 +74,20 @@ def lab(home, tmp_path_factory):
         server.wait(30)
 
 
+def find_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def open_and_run(browser, lab: str, name: str, width: int = 1024):
-    """A page with the notebook `name`, all its cells run; fails on an error output."""
-    page = browser.new_page(viewport={"width": width, "height": 900})
+def open_notebook(browser, lab: str, name: str):
+    """A page of JupyterLab with the notebook `name` and a running kernel."""
+    page = browser.new_page(viewport={"width": 1024, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{lab}/tree/{name}?reset")  # without what an earlier page left open
     page.wait_for_function(
@@ -86,31 +95,49 @@ def open_and_run(browser, lab: str, name: str, width: int = 1024):
         return widget?.context?.path == name && widget.sessionContext?.session?.kernel; }""",
         arg=name,
     )
+    return page
+
+
+def run_all_cells(page) -> None:
+    """Run the notebook that is open; fails if a cell has not run or shows an error."""
     notebook = page.evaluate("""async () => { const widget = jupyterapp.shell.currentWidget;
         await widget.revealed; await widget.context.ready; await widget.sessionContext.ready;
         await jupyterapp.commands.execute("notebook:run-all-cells");
         return widget.context.model.toJSON(); }""")
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    assert outputs and not [output for output in outputs if output["output_type"] == "error"]
-    assert all(cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    return page
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert all(cell["execution_count"] for cell in cells)
+
+
+def scroll_to_explorer(page) -> None:
+    page.evaluate("""() => { const notebook = jupyterapp.shell.currentWidget.content;
+        const isExplorer = (cell) => cell.model.sharedModel.source.includes("Explorer(");
+        notebook.scrollToItem(notebook.widgets.findIndex(isExplorer), "start"); }""")
 
 
 def test_the_quickstart_runs_in_jupyterlab(browser, lab, pictures):
-    page = open_and_run(browser, lab, "00_quickstart.ipynb")
+    page = open_notebook(browser, lab, "00_quickstart.ipynb")
+    run_all_cells(page)
     page.screenshot(path=pictures / "quickstart.png")
     page.close()
 
 
-def drag(page, handle, track, numbers, rates, top: int) -> list[float]:
-    """Moves the slider of 0 to `top` % over `rates`, held all the while; seconds until `numbers` follow each."""
-    box, waits = track.bounding_box(), []
+def drag(page, handle, track, numbers, rates, highest: int) -> list[float]:
+    """Move a slider from 0 to `highest` % to each of `rates` without letting go.
+
+    Returns the seconds after which `numbers` followed each move.
+    """
+    box = track.bounding_box()
     assert box["width"] > 100, "the track has shrunk"
     handle.hover()
     page.mouse.down()
+    waits = []
     for rate in rates:
-        before, start = numbers.inner_text(), time.perf_counter()
-        page.mouse.move(box["x"] + box["width"] * (rate + 0.3) / top, box["y"] + box["height"] / 2)
+        before = numbers.inner_text()
+        start = time.perf_counter()
+        page.mouse.move(box["x"] + box["width"] * (rate + 0.3) / highest, box["y"] + box["height"] / 2)
         while numbers.inner_text() == before:
             assert time.perf_counter() - start < 30, f"nothing followed the slider to {rate} %"
             page.wait_for_timeout(5)
@@ -120,64 +147,93 @@ def drag(page, handle, track, numbers, rates, top: int) -> list[float]:
     return waits
 
 
-def expected(rate: float) -> dict[str, str]:
-    """What must be shown of the smallest profile's network, from the network pruned at `rate`."""
+def expected_numbers(rate: float) -> dict[str, str]:
+    """How the numbers must begin for the smallest profile's network, taken from the network pruned at `rate`."""
     dense = Runs().run(get_profile("smoke").sparse_config(), model=True).model()
     small = prune(dense, keep_masks(score(dense), rate))
-    costs = {"parameters": count_parameters(small), "flops": count_flops(small)}
-    return {"filters": f"{sum(small.widths):,} of 5,016"} | {name: f"{cost:,} (" for name, cost in costs.items()}
+    return {
+        "filters": f"{sum(small.widths):,} of 5,016",
+        "parameters": f"{count_parameters(small):,} (",
+        "flops": f"{count_flops(small):,} (",
+    }
 
 
 def test_the_explorer_follows_its_slider(browser, lab, pictures):
-    page = open_and_run(browser, lab, "10_explorer.ipynb")
-    page.evaluate("""() => { const notebook = jupyterapp.shell.currentWidget.content;
-        notebook.scrollToItem(notebook.widgets.findIndex((w) => w.model.sharedModel.source.includes("Explorer(")), "start"); }""")
+    page = open_notebook(browser, lab, "10_explorer.ipynb")
+    run_all_cells(page)
+    scroll_to_explorer(page)
     page.screenshot(path=pictures / "explorer_before.png")
-    numbers, slider = page.locator(".mnv3nb-numbers"), page.locator(".widget-slider").first
-    handle, track = slider.locator(".noUi-handle"), slider.locator(".noUi-base")
-    drag(page, handle, track, numbers, [20, 0], 95)
-    waits = drag(page, handle, track, numbers, range(2, 61, 2), 95)
+    numbers = page.locator(".mnv3nb-numbers")
+    slider = page.locator(".widget-slider").first
+    handle = slider.locator(".noUi-handle")
+    track = slider.locator(".noUi-base")
+    readout = slider.locator(".widget-readout")
+    views = page.locator(".mnv3nb-view")
+
+    drag(page, handle, track, numbers, [20, 0], highest=95)
+    places = [view.bounding_box() for view in views.all()]
+    waits = drag(page, handle, track, numbers, range(2, 61, 2), highest=95)
+    (pictures / "explorer_redraws.txt").write_text("\n".join(f"{wait:.3f}" for wait in waits))
     page.wait_for_function("document.querySelector('.mnv3nb-numbers').innerText.includes('2,006 of')", timeout=PATIENCE)
-    assert slider.locator(".widget-readout").inner_text() == "60"
-    for name, value in expected(0.6).items():
+    assert readout.inner_text() == "60"
+    for name, value in expected_numbers(0.6).items():
         assert numbers.locator("span", has_text=name).locator("b").inner_text().startswith(value)
     raw = numbers.locator("span", has_text="raw accuracy").locator("b")
-    api.expect(raw).to_contain_text("%", timeout=PATIENCE)  # a moment later
+    api.expect(raw).to_contain_text("%", timeout=PATIENCE)  # measured in the background
+    assert [view.bounding_box() for view in views.all()] == places, "a picture has moved"
     page.screenshot(path=pictures / "explorer.png")
     page.set_viewport_size({"width": 1440, "height": 900})
     page.screenshot(path=pictures / "explorer_wide.png")
-    readout = slider.locator(".widget-readout")
+
     readout.click()
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("50")
     page.keyboard.press("Enter")
     filters = numbers.locator("span", has_text="filters").locator("b")
-    api.expect(filters).to_have_text(expected(0.5)["filters"], timeout=PATIENCE)
+    api.expect(filters).to_have_text(expected_numbers(0.5)["filters"], timeout=PATIENCE)
     assert readout.inner_text() == "50"
+
     page.evaluate("""() => jupyterapp.commands.execute("apputils:change-theme", {theme: "JupyterLab Dark"})""")
     page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
     page.wait_for_selector("#jupyterlab-splash", state="detached")
     page.screenshot(path=pictures / "explorer_dark.png")
-    (pictures / "explorer_redraws.txt").write_text("\n".join(f"{wait:.3f}" for wait in waits))
+    page.close()
+
+
+def test_an_explorer_whose_kernel_is_gone_shows_its_still_picture(browser, lab, pictures):
+    page = open_notebook(browser, lab, "10_explorer.ipynb")
+    run_all_cells(page)
+    scroll_to_explorer(page)
+    api.expect(page.locator(".mnv3nb-view").first).to_be_visible()
+    api.expect(page.locator(".mnv3nb-still")).to_be_hidden()
+    page.evaluate("""async () => { const widget = jupyterapp.shell.currentWidget;
+        await widget.context.save(); await widget.sessionContext.shutdown(); }""")
+    page.close()
+
+    page = open_notebook(browser, lab, "10_explorer.ipynb")
+    scroll_to_explorer(page)
+    api.expect(page.locator(".mnv3nb-still")).to_be_visible(timeout=PATIENCE)
+    page.screenshot(path=pictures / "explorer_without_kernel.png")
     page.close()
 
 
 def test_the_page_follows_its_slider_without_a_kernel(browser, pictures, tmp_path):
     (tmp_path / "page.html").write_text(explorer_page(Runs(), get_profile("smoke")), encoding="utf-8")
-    page, errors = browser.new_page(viewport={"width": 1024, "height": 900}), []
-    page.on("pageerror", lambda error: errors.append(error))
+    page = browser.new_page(viewport={"width": 1024, "height": 900})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))  # playwright takes no built-in method
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_selector("body.ready")
-    slider, numbers = page.locator("#rate"), page.locator("#numbers")
+    slider = page.locator("#rate")
+    numbers = page.locator("#numbers")
     slider.focus()
     page.keyboard.press("Home")
-    drag(page, slider, slider, numbers, [10, 30, 60], 90)
+    drag(page, slider, slider, numbers, [10, 30, 60], highest=90)
     while int(slider.input_value()) != 60:
         page.keyboard.press("ArrowLeft" if int(slider.input_value()) > 60 else "ArrowRight")
-    for name, value in expected(0.6).items():
-        assert (
-            numbers.locator("div", has=page.locator("dt", has_text=name)).locator("dd").inner_text().startswith(value)
-        )
+    for name, value in expected_numbers(0.6).items():
+        number = numbers.locator("div", has=page.locator("dt", has_text=name)).locator("dd")
+        assert number.inner_text().startswith(value)
     page.screenshot(path=pictures / "page.png", full_page=True)
     assert not errors
     page.close()

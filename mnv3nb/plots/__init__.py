@@ -1,4 +1,4 @@
-"""Figures: functions of tensors, models and data frames, each of which returns a matplotlib Figure."""
+"""Figures: functions of tensors, models and data frames. Each returns a matplotlib Figure."""
 
 # ruff: noqa: F401
 from .architecture import block_drawing, bottleneck_drawing, separable_drawing
