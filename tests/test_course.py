@@ -11,7 +11,14 @@ from support import ROOT
 from mnv3nb.runs.notebooks import SOURCES, find_notebooks
 
 COURSE = (SOURCES / "README.md").read_text()
-PAGE_PATTERNS = ("*.md", "docs/guide*.md", "notebooks/*.md", "notebooks/exercises/*.md", "results/*.md", "figures/**/*.md")
+PAGE_PATTERNS = (
+    "*.md",
+    "docs/guide*.md",
+    "notebooks/*.md",
+    "notebooks/exercises/*.md",
+    "results/*.md",
+    "figures/**/*.md",
+)
 PAGES = sorted(path for pattern in PAGE_PATTERNS for path in ROOT.glob(pattern))
 EXECUTED_NOTEBOOKS = sorted((ROOT / "figures").glob("*/[0-9]*.ipynb"))
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
