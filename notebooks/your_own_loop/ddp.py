@@ -11,28 +11,38 @@ from torch.nn.parallel import DistributedDataParallel
 from mnv3nb import MobileNetV3Large, add_gamma_penalty, load_dataset, save_model
 from mnv3nb.data.batches import to_input
 
-EPOCHS, BATCH, LR, LAM, IMAGE_SIZE = 2, 32, 0.05, 2e-3, 32
+EPOCHS = 2
+BATCH_SIZE = 32  # of all processes together
+LR = 0.05
+LAM = 2e-3
+IMAGE_SIZE = 32
 
 
 def main(data: str, out: str) -> None:
     dist.init_process_group()
-    rank, processes = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    processes = dist.get_world_size()
     device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
+
     torch.manual_seed(0)  # the same network and the same order of images in every process
     dataset = load_dataset(data)
     model = MobileNetV3Large(len(dataset.classes), gamma_init=0.5).to(device)
     network = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(network.parameters(), lr=LR)
+
     for _ in range(EPOCHS):
         order = torch.randperm(len(dataset.train_images))
-        for batch in order[: len(order) // BATCH * BATCH].split(BATCH):
-            mine = batch[rank::processes]
-            images, labels = dataset.train_images[mine].to(device), dataset.train_labels[mine].to(device)
+        whole_batches = len(order) // BATCH_SIZE * BATCH_SIZE
+        for batch in order[:whole_batches].split(BATCH_SIZE):
+            own_part = batch[rank::processes]
+            images = dataset.train_images[own_part].to(device)
+            labels = dataset.train_labels[own_part].to(device)
             loss = F.cross_entropy(network(to_input(images, IMAGE_SIZE)), labels)
             optimizer.zero_grad()
-            loss.backward()  # DDP averages the gradients over the processes
-            add_gamma_penalty(network, LAM)  # after that: each process adds the same, once
+            loss.backward()  # DDP averages the gradients over the processes here
+            add_gamma_penalty(network, LAM)  # after the average, so every process adds the same penalty once
             optimizer.step()
+
     if rank == 0:
         save_model(model, out, image_size=IMAGE_SIZE, classes=list(dataset.classes))
     dist.destroy_process_group()

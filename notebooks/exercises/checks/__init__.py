@@ -1,6 +1,7 @@
-"""The checks of the exercises, one per task: `checks.my_sparsity(my_sparsity)`. The judge is `mnv3nb`.
+"""The checks of the exercises, one per task: `checks.my_sparsity(my_sparsity)`.
 
-A wrong answer is compared with what typical mistakes give, so that the message can name the mistake.
+`mnv3nb` gives the right answers. A wrong answer is compared with those of typical mistakes, so that the message can
+name the mistake.
 """
 
 from .compare_and_deploy import my_aligned, my_choice, my_criterion, my_slow_share, my_step

@@ -12,7 +12,7 @@ from mnv3nb.blocks import batch_norms
 from mnv3nb.data.batches import to_input
 
 from .networks import (
-    SIDE,
+    IMAGE_SIZE,
     block_flops,
     criterion_accuracies,
     digits,
@@ -21,102 +21,126 @@ from .networks import (
     small_network,
     sparse_network,
 )
-from .verdict import mistake, same, task
+from .verdict import ask_each, diagnose, same, task
 
-MARGIN = 30  # points by which a criterion must be better than noise
+MARGIN = 30  # points of accuracy by which a criterion must be better than noise
 
 
 @task(points=3)
 def my_step(ask):
-    images, labels, lam = to_input(digits().train_images[:64], SIDE), digits().train_labels[:64], 0.05
+    lam = 0.05
+    images = to_input(digits().train_images[:64], IMAGE_SIZE)
+    labels = digits().train_labels[:64]
     start = small_network(4).train()
     for bn in batch_norms(start):
-        bn.weight.data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(len(bn.weight)))
+        generator = torch.Generator().manual_seed(len(bn.weight))
+        bn.weight.data.uniform_(-0.5, 0.5, generator=generator)
 
-    def two_steps(step) -> dict[str, Tensor]:
+    def parameters_after(step) -> dict[str, Tensor]:
+        """The parameters after two of these steps."""
         model = copy.deepcopy(start)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for x, y in zip(images.split(32), labels.split(32)):
             step(model, optimizer, x, y, lam)
-        return {name: p.detach() for name, p in model.named_parameters()}
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
-    def by_hand(pull, zero=True):
+    def with_penalty(add_penalty, zero_grad=True):
+        """The parameters after two steps whose penalty is added by `add_penalty(model)`."""
+
         def step(model, optimizer, x, y, lam):
-            if zero:
+            if zero_grad:
                 optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
-            pull(model, lam)
+            add_penalty(model)
             optimizer.step()
 
-        return two_steps(step)
+        return parameters_after(step)
 
-    def all_weights(model, lam, parameters=None):
-        for p in parameters or model.parameters():
-            p.grad += lam * p.detach().sign()
+    def on_gamma(model):
+        mnv3nb.add_gamma_penalty(model, lam)
 
-    def away(model, lam):
-        all_weights(model, -lam, [bn.weight for bn in batch_norms(model)])
+    def no_penalty(model):
+        pass
 
-    add = mnv3nb.add_gamma_penalty
-    known = {
-        "γ moves as without a penalty: it must be in the gradients after backward() and before step()": (
-            lambda *_: None,
-            True,
+    def away_from_zero(model):
+        for bn in batch_norms(model):
+            bn.weight.grad -= lam * bn.weight.detach().sign()
+
+    def l2(model):
+        mnv3nb.add_gamma_penalty(model, lam, "l2")
+
+    def on_all_parameters(model):
+        for parameter in model.parameters():
+            parameter.grad += lam * parameter.detach().sign()
+
+    def on_expansions_only(model):
+        mnv3nb.add_gamma_penalty(model, lam, penalized="expansion")
+
+    mistakes = {
+        "γ moves as without a penalty. Its gradient must be added after backward() and before step().": (
+            lambda: with_penalty(no_penalty)
         ),
-        "γ is pushed away from 0: the gradient of λ·|γ| is +λ·sign(γ)": (away, True),
-        "that is the gradient of λ/2·γ², which dies out near 0: λ·|γ| has λ·sign(γ)": (
-            lambda model, lam: add(model, lam, "l2"),
-            True,
+        "γ is pushed away from 0. The gradient of λ·|γ| is +λ·sign(γ).": lambda: with_penalty(away_from_zero),
+        "This is the gradient of λ/2·γ², which dies out near 0. The gradient of λ·|γ| is λ·sign(γ).": (
+            lambda: with_penalty(l2)
         ),
-        "convolutions and biases are penalised as well: only the γ of BatchNorms are": (all_weights, True),
-        "only some BatchNorms are penalised: Eq. 1 sums over all γ": (
-            lambda m, lam: add(m, lam, penalized="expansion"),
-            True,
+        "Convolutions and biases are penalised as well. Penalise only the γ of BatchNorms.": (
+            lambda: with_penalty(on_all_parameters)
         ),
-        "gradients of the step before are still there: zero_grad()": (add, False),
+        "You penalise only some BatchNorms. Eq. 1 sums over all γ.": lambda: with_penalty(on_expansions_only),
+        "The gradients of the step before are still there. Call zero_grad().": (
+            lambda: with_penalty(on_gamma, zero_grad=False)
+        ),
     }
-    got, right = two_steps(ask), by_hand(add)
-    if same(got, {name: p.detach() for name, p in start.named_parameters()}):
-        return "no parameter moves: the optimizer must step"
-    found = {message: [by_hand(*change)] for message, change in known.items()}
-    return mistake(
-        [got], [right], found, "zero_grad, loss, backward, then the penalty's gradient on every γ, then step"
+    hint = (
+        "The parameters differ from those of the right step: zero_grad, loss, backward, then the gradient of the "
+        "penalty on every γ, then step."
     )
+    answer = parameters_after(ask)
+    if same(answer, {name: parameter.detach() for name, parameter in start.named_parameters()}):
+        return "The step changes nothing: no parameter moves. Call optimizer.step()."
+    return diagnose([answer], [()], lambda: with_penalty(on_gamma), mistakes, hint)
 
 
 @task(points=3)
 def my_criterion(ask):
     expansions = expansions_of(sparse_network())
-    scores = [ask(e) for e in expansions]
-    for e, s in zip(expansions, scores):
-        if not isinstance(s, Tensor) or s.shape != e.gamma.shape:
-            return (
-                f"one score per filter: a tensor of shape {tuple(e.gamma.shape)}, not {tuple(getattr(s, 'shape', ()))}"
-            )
-    scores = [s.detach().double() for s in scores]
-    if not all(s.isfinite().all() for s in scores):
-        return "some scores are not finite"
-    if any((s == s[0]).all() for s in scores):
-        return "all filters of a block get the same score: nothing tells them apart"
-    if not same([ask(e) for e in expansions], scores):
-        return "two calls give different scores: noise is the bar, not a criterion"
-    order = torch.cat(scores).argsort(stable=True)
+    scores = [ask(expansion) for expansion in expansions]
+    for expansion, score in zip(expansions, scores):
+        shape = tuple(expansion.gamma.shape)
+        if not isinstance(score, Tensor):
+            return f"The function returns a value of type {type(score).__name__}. Return a tensor of shape {shape}."
+        if tuple(score.shape) != shape:
+            return f"The scores have the shape {tuple(score.shape)}. Return one score per filter, shape {shape}."
+
+    scores = [score.detach().double() for score in scores]
+    if not all(score.isfinite().all() for score in scores):
+        return "Some scores are not finite. Return finite numbers."
+    if any((score == score[0]).all() for score in scores):
+        return "All filters of a block get the same score, so nothing tells them apart."
+    if not same([ask(expansion) for expansion in expansions], scores):
+        return "Two calls give different scores. A criterion must not be random: noise is what it has to beat."
+
+    ranking = torch.cat(scores).argsort(stable=True)
     for name in sorted(set(mnv3nb.CRITERIA) - {"random", "taylor"}):
-        if order.equal(torch.cat(mnv3nb.score(sparse_network(), name)).argsort(stable=True)):
-            return f"this ranks exactly as {name!r} does: the comparison has it already, write one of your own"
-    bar = max(folded for _, folded in map(criterion_accuracies, random_criteria()))
-    yours, upside_down = (criterion_accuracies(part)[1] for part in (scores, [-s for s in scores]))
-    if yours >= bar + MARGIN:
+        if ranking.equal(torch.cat(mnv3nb.score(sparse_network(), name)).argsort(stable=True)):
+            return f"This ranks exactly as {name!r} does, which is in the comparison already. Write one of your own."
+
+    noise = max(criterion_accuracies(random_scores)["folded_pct"] for random_scores in random_criteria())
+    accuracy = criterion_accuracies(scores)["folded_pct"]
+    if accuracy >= noise + MARGIN:
         return None
-    if upside_down >= bar + MARGIN:
-        return "upside down: the score must be larger for filters that matter more, the smallest go"
-    least = f"{bar:.1f} %, and {MARGIN} points more are asked for"
-    return f"folded accuracy {yours:.1f} %; noise reaches {least}: which part of an expansion marks a dead filter?"
+    if criterion_accuracies([-score for score in scores])["folded_pct"] >= noise + MARGIN:
+        return "Your scores are upside down. Filters that matter more must score higher, because the lowest scores go."
+    return (
+        f"Your folded accuracy is {accuracy:.1f} %, and noise reaches {noise:.1f} %. You need {MARGIN} points more than "
+        "noise: which part of an expansion marks a dead filter?"
+    )
 
 
 @task(points=2)
 def my_choice(ask):
-    names = ("rate", "fine_tuned", "mflops", "held_out_pct", "test_pct")
+    columns = ("rate", "fine_tuned", "mflops", "held_out_pct", "test_pct")
     first = [
         (0.0, False, 230, 88.0, 88.3),
         (0.0, True, 230, 90.0, 89.9),
@@ -127,88 +151,135 @@ def my_choice(ask):
         (0.6, True, 99, 87.1, 86.5),
         (0.7, True, 60, 60.0, 61.0),
     ]
-    second = [(rate / 2, tuned, cost, held - 20, test - 20) for rate, tuned, cost, held, test in first]
-    second.insert(5, (0.24, True, 170, 69.2, 69.3))  # more filters removed than in the row before, and more expensive
-    cases = [[dict(zip(names, row)) for row in table] for table in (first, second)]
+    second = [(rate / 2, tuned, mflops, held_out - 20, test - 20) for rate, tuned, mflops, held_out, test in first]
+    second.insert(5, (0.24, True, 170, 69.2, 69.3))  # removes more filters than the row before and costs more
+    cases = []
+    for table in (first, second):
+        cases.append(([dict(zip(columns, row)) for row in table],))
 
-    def cheapest(rows, column="held_out_pct", tuned=True, key=lambda row: row["mflops"]):
-        baseline = next(row[column] for row in rows if row["rate"] == 0 and row["fine_tuned"] is tuned)
-        return min((row for row in rows if row[column] >= baseline - 1), key=key)["rate"]
+    def allowed(rows, accuracy="held_out_pct", fine_tuned=True):
+        """The rows that lose at most a point against rate 0."""
+        (baseline,) = (row[accuracy] for row in rows if row["rate"] == 0 and row["fine_tuned"] is fine_tuned)
+        return [row for row in rows if row[accuracy] >= baseline - 1]
 
-    known = {
-        "the baseline must be fine-tuned as long: rate 0 with fine_tuned": [
-            cheapest(rows, tuned=False) for rows in cases
-        ],
-        "a choice made on test images makes their accuracy worthless: choose on held-out images": [
-            cheapest(rows, "test_pct") for rows in cases
-        ],
-        "the largest rate is not always the cheapest network: compare FLOPs": [
-            cheapest(rows, key=lambda row: -row["rate"]) for rows in cases
-        ],
-        "the most accurate one: asked is the cheapest within a point of the baseline": [
-            max(rows, key=lambda row: row["held_out_pct"])["rate"] for rows in cases
-        ],
-        "the cheapest of all has lost more than a point": [
-            min(rows, key=lambda r: r["mflops"])["rate"] for rows in cases
-        ],
+    def cheapest(rows):
+        return min(rows, key=lambda row: row["mflops"])["rate"]
+
+    mistakes = {
+        "The baseline must be fine-tuned as long as the others: take rate 0 with fine_tuned.": (
+            lambda rows: cheapest(allowed(rows, fine_tuned=False))
+        ),
+        "You choose on test images. A choice made on test images makes their accuracy worthless: use held-out images.": (
+            lambda rows: cheapest(allowed(rows, "test_pct"))
+        ),
+        "You take the largest rate, which is not always the cheapest network. Compare FLOPs.": (
+            lambda rows: max(row["rate"] for row in allowed(rows))
+        ),
+        "This is the most accurate network. Return the cheapest one within a point of the baseline.": (
+            lambda rows: max(rows, key=lambda row: row["held_out_pct"])["rate"]
+        ),
+        "This is the cheapest network of all, which has lost more than a point.": cheapest,
     }
-    hint = "which row is the baseline, which rows lie within a point of it, which of those has the fewest FLOPs?"
-    return mistake([ask(rows) for rows in cases], [cheapest(rows) for rows in cases], known, hint)
+    hint = (
+        "This is not the rate. Which row is the baseline, which rows lie within a point of it, and which of those has "
+        "the fewest FLOPs?"
+    )
+    return diagnose(ask_each(ask, cases), cases, lambda rows: cheapest(allowed(rows)), mistakes, hint)
 
 
 @task(points=2)
 def my_slow_share(ask):
-    dense, cut = paper.TABLE_5.before.tolist(), paper.TABLE_5.after.tolist()
-    cases = [(widths, block_flops(tuple(widths)), k) for widths, k in ((cut, 8), (dense, 16), (cut, 16), (dense, 8))]
-    slow = [[bool(width % k) for width in widths] for widths, _, k in cases]
-    sums = [sum(cost for cost, s in zip(flops, marks) if s) for (_, flops, _), marks in zip(cases, slow)]
-    right = [part / sum(flops) for part, (_, flops, _) in zip(sums, cases)]
-    odd = [sum(cost for w, cost in zip(widths, flops) if w % 2) / sum(flops) for widths, flops, _ in cases]
-    known = {
-        "a share of the blocks: weigh each block by its FLOPs": [sum(marks) / len(marks) for marks in slow],
-        "that is the aligned share: asked is the rest": [1 - share for share in right],
-        "a share, in [0, 1]: divide by the FLOPs of all blocks": sums,
-        "even is not enough: 540 is no multiple of 8": odd,
+    dense = paper.TABLE_5.before.tolist()
+    pruned = paper.TABLE_5.after.tolist()
+    cases = [
+        (pruned, block_flops(tuple(pruned)), 8),
+        (dense, block_flops(tuple(dense)), 16),
+        (pruned, block_flops(tuple(pruned)), 16),
+        (dense, block_flops(tuple(dense)), 8),
+    ]
+
+    def slow_flops(widths, flops, k):
+        return sum(cost for width, cost in zip(widths, flops) if width % k)
+
+    def correct(widths, flops, k):
+        return slow_flops(widths, flops, k) / sum(flops)
+
+    def share_of_blocks(widths, flops, k):
+        return sum(width % k > 0 for width in widths) / len(widths)
+
+    def aligned_share(widths, flops, k):
+        return 1 - correct(widths, flops, k)
+
+    def odd_share(widths, flops, k):
+        return correct(widths, flops, 2)
+
+    mistakes = {
+        "This is a share of the blocks. Weigh each block by its FLOPs.": share_of_blocks,
+        "This is the share at multiples of k. Return the rest.": aligned_share,
+        "A share lies in [0, 1]: divide by the FLOPs of all blocks.": slow_flops,
+        "You look for odd widths. An even width is not enough: 540 is not a multiple of 8.": odd_share,
     }
-    got = [ask(*case) for case in cases]
-    return mistake(
-        got, right, known, "add up the FLOPs of the blocks with width % k ≠ 0, divide by those of all blocks"
+    hint = (
+        "This is not the share. Add up the FLOPs of the blocks with width % k ≠ 0, and divide by the FLOPs of all "
+        "blocks."
     )
+    return diagnose(ask_each(ask, cases), cases, correct, mistakes, hint)
 
 
 @task(points=2)
 def my_aligned(ask):
-    dense, cut = paper.TABLE_5.before.tolist(), paper.TABLE_5.after.tolist()
-    cases = [(cut, dense, 16), (cut, dense, 8), ([3, 40, 60, 70], [64, 64, 72, 72], 16)]
-    right = [_aligned_by_keep_masks(*case) for case in cases]
+    dense = paper.TABLE_5.before.tolist()
+    pruned = paper.TABLE_5.after.tolist()
+    cases = [(pruned, dense, 16), (pruned, dense, 8), ([3, 40, 60, 70], [64, 64, 72, 72], 16)]
 
-    def each(rule):
-        return [[rule(w, d, k) for w, d in zip(widths, dense)] for widths, dense, k in cases]
+    def each_width(rule):
+        """A function of a case that applies `rule(width, dense_width, k)` to every width."""
+        return lambda widths, dense, k: [rule(w, d, k) for w, d in zip(widths, dense)]
 
     def nearest(w, k):
         return int(w / k + 0.5) * k
 
-    known = {
-        "rounded down: 223 is nearer to 224 than to 208": each(lambda w, d, k: max(k, w // k * k)),
-        "rounded down, to 0 where the width is below k": each(lambda w, d, k: w // k * k),
-        "rounded up: 49 is nearer to 48 than to 64": each(lambda w, d, k: min(-(-w // k) * k, d // k * k)),
-        "rounded up, and wider than the dense network": each(lambda w, d, k: -(-w // k) * k),
-        "a block cannot be wider than it was: at most the largest multiple within the dense width": each(
+    def down(w, k):
+        return w // k * k
+
+    def up(w, k):
+        return -(-w // k) * k
+
+    mistakes = {
+        "You round down. The nearest multiple is asked for: 223 is nearer to 224 than to 208.": each_width(
+            lambda w, d, k: max(k, down(w, k))
+        ),
+        "You round down, to 0 where the width is below k. Take the nearest multiple, and at least k.": each_width(
+            lambda w, d, k: down(w, k)
+        ),
+        "You round up. The nearest multiple is asked for: 49 is nearer to 48 than to 64.": each_width(
+            lambda w, d, k: min(up(w, k), down(d, k))
+        ),
+        "You round up, and some blocks become wider than the dense network. Take the nearest multiple.": each_width(
+            lambda w, d, k: up(w, k)
+        ),
+        "A block cannot be wider than it was: take at most the largest multiple within the dense width.": each_width(
             lambda w, d, k: max(k, nearest(w, k))
         ),
-        "a block needs at least k channels: 3 becomes 16, not 0": each(lambda w, d, k: min(nearest(w, k), d // k * k)),
-        "Python's round(2.5) is 2: at a tie take the larger multiple": each(
-            lambda w, d, k: min(max(k, round(w / k) * k), d // k * k)
+        "A block needs at least k channels: 3 becomes 16, not 0.": each_width(
+            lambda w, d, k: min(nearest(w, k), down(d, k))
+        ),
+        "Python's round(2.5) is 2, but at a tie the larger multiple is asked for.": each_width(
+            lambda w, d, k: min(max(k, round(w / k) * k), down(d, k))
         ),
     }
-    got = [ask(*case) for case in cases]
-    return mistake(
-        got, right, known, "the nearest multiple; then at least k; then at most the largest multiple within dense"
+    hint = (
+        "These are not the widths. Take the nearest multiple, then at least k, then at most the largest multiple within "
+        "the dense width."
     )
+    return diagnose(ask_each(ask, cases), cases, _aligned_by_keep_masks, mistakes, hint)
 
 
 def _aligned_by_keep_masks(widths: list[int], dense: list[int], k: int) -> list[int]:
-    """What `keep_masks` makes of scores with which a rate alone would keep just `widths`."""
-    scores = [(torch.arange(d) < w) + torch.rand(d) / 2 for w, d in zip(widths, dense)]
+    """The widths that `keep_masks` aligns, from scores with which the rate alone would keep exactly `widths`."""
+    scores = []
+    for width, dense_width in zip(widths, dense):
+        is_kept = torch.arange(dense_width) < width
+        scores.append(is_kept + torch.rand(dense_width) / 2)  # kept filters score above 1, all others below
     rate = (sum(dense) - sum(widths) - 0.5) / sum(dense)
     return [int(mask.sum()) for mask in mnv3nb.keep_masks(scores, rate, multiple_of=k)]

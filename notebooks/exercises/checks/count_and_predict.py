@@ -5,148 +5,241 @@ import torch
 import mnv3nb
 from mnv3nb.model import InvertedResidual
 
-from .networks import (
-    TWO_FILTERS,
-    dense_costs,
-    random_scores,
-)
-from .verdict import form, mistake, task
+from .networks import TWO_FILTERS, dense_costs, random_scores
+from .verdict import ask_each, diagnose, task, wrong_form
 
 
 @task(points=2)
 def my_parameters(ask):
     cases = [(16, 64, 24, 3, 0), (40, 120, 40, 5, 32), (112, 672, 160, 5, 168)]
-    right = []
-    for c, n, out, k, hidden in cases:
-        row = (k, n, out, hidden > 0, "RE", 1)
-        right.append(mnv3nb.count_parameters(InvertedResidual(c, row, n, hidden)))
-    pairs = list(zip(right, cases))
-    known = {
-        "the three BatchNorms are missing: γ and β for each of their channels": [
-            p - 4 * n - 2 * out for p, (_, n, out, _, _) in pairs
-        ],
-        "running mean and variance are no parameters: no gradient trains them": [
-            p + 4 * n + 2 * out for p, (_, n, out, _, _) in pairs
-        ],
-        "a depthwise filter sees one channel: k·k weights, not k·k·n": [
-            p + k * k * n * (n - 1) for p, (_, n, _, k, _) in pairs
-        ],
-        "the two convolutions of squeeze-and-excitation have biases": [
-            p - (n + h) * (h > 0) for p, (_, n, _, _, h) in pairs
-        ],
-        "squeeze-and-excitation is missing": [p - (2 * n * h + n + h) * (h > 0) for p, (_, n, _, _, h) in pairs],
+
+    def correct(c, n, out, k, hidden):
+        block = InvertedResidual(c, (k, n, out, hidden > 0, "RE", 1), n, hidden)
+        return mnv3nb.count_parameters(block)
+
+    def without_batch_norms(c, n, out, k, hidden):
+        return correct(c, n, out, k, hidden) - 4 * n - 2 * out
+
+    def with_running_statistics(c, n, out, k, hidden):
+        return correct(c, n, out, k, hidden) + 4 * n + 2 * out
+
+    def full_depthwise_filters(c, n, out, k, hidden):
+        return correct(c, n, out, k, hidden) - k * k * n + k * k * n * n
+
+    def without_se_biases(c, n, out, k, hidden):
+        biases = n + hidden if hidden else 0
+        return correct(c, n, out, k, hidden) - biases
+
+    def without_se(c, n, out, k, hidden):
+        squeeze_and_excite = 2 * n * hidden + n + hidden if hidden else 0
+        return correct(c, n, out, k, hidden) - squeeze_and_excite
+
+    mistakes = {
+        "The three BatchNorms are missing: each has γ and β for each of its channels.": without_batch_norms,
+        "Running mean and variance are not parameters, because no gradient trains them.": with_running_statistics,
+        "A depthwise filter sees one channel: it has k·k weights, not k·k·n.": full_depthwise_filters,
+        "The two convolutions of squeeze-and-excitation have biases. Add them.": without_se_biases,
+        "The parameters of squeeze-and-excitation are missing.": without_se,
     }
-    hint = "add up expansion, depthwise, squeeze, excite, projection, and three BatchNorms; test with the block's own count"
-    return mistake([ask(*case) for case in cases], right, known, hint)
+    hint = (
+        "The numbers differ from the blocks' own counts. "
+        "Add up expansion, depthwise, squeeze, excite, projection and three BatchNorms."
+    )
+    answers = ask_each(ask, cases)
+    return diagnose(answers, cases, correct, mistakes, hint)
 
 
 @task(points=2)
 def my_block_flops(ask):
-    cases = [(16, 16, 16, 3, 112, 1), (16, 64, 24, 3, 112, 2), (24, 72, 24, 3, 56, 1)]  # blocks 0 to 2
-    rows = [[row for row in dense_costs() if row["name"].startswith(f"blocks.{i}.")] for i in range(3)]
-    early = [[row["flops"] * ("expand" in row["name"]) for row in parts] for parts in rows]
-    flops = [sum(row["flops"] for row in parts) for parts in rows]
-    late = [total - sum(part) for total, part in zip(flops, early)]
-    strides, outputs = [case[-1] for case in cases], [case[2] * (case[4] // case[5]) ** 2 for case in cases]
-    known = {
-        "these are multiply-accumulates alone: the paper adds 2 for each BatchNorm output and 1 for each ReLU6 output": [
-            sum(row["macs"] for row in parts) for parts in rows
-        ],
-        "from the depthwise convolution on the map is smaller: size / stride on each side": [
-            sum(part) + rest * s * s for part, rest, s in zip(early, late, strides)
-        ],
-        "the expansion comes before the stride: its map has the full size": [
-            sum(part) / s**2 + rest for part, rest, s in zip(early, late, strides)
-        ],
-        "no activation follows the projection": [total + n for total, n in zip(flops, outputs)],
+    blocks_0_to_2 = [(16, 16, 16, 3, 112, 1), (16, 64, 24, 3, 112, 2), (24, 72, 24, 3, 56, 1)]
+
+    def layers(case):
+        number = blocks_0_to_2.index(case)
+        return [row for row in dense_costs() if row["name"].startswith(f"blocks.{number}.")]
+
+    def expansion(*case):
+        return sum(row["flops"] for row in layers(case) if "expand" in row["name"])
+
+    def behind_the_expansion(*case):
+        return sum(row["flops"] for row in layers(case) if "expand" not in row["name"])
+
+    def correct(*case):
+        return expansion(*case) + behind_the_expansion(*case)
+
+    def macs_only(*case):
+        return sum(row["macs"] for row in layers(case))
+
+    def full_size_everywhere(*case):
+        stride = case[-1]
+        return expansion(*case) + behind_the_expansion(*case) * stride**2
+
+    def small_size_everywhere(*case):
+        stride = case[-1]
+        return expansion(*case) / stride**2 + behind_the_expansion(*case)
+
+    def activation_behind_projection(c, n, out, k, size, stride):
+        outputs = out * (size // stride) ** 2
+        return correct(c, n, out, k, size, stride) + outputs
+
+    mistakes = {
+        "These are multiply-accumulates alone. The paper adds 2 for each BatchNorm output and 1 for each ReLU6 "
+        "output.": macs_only,
+        "From the depthwise convolution on, the map is smaller: its side is size / stride.": full_size_everywhere,
+        "The expansion comes before the stride: its map has the full size.": small_size_everywhere,
+        "You count an activation behind the projection, but no activation follows it.": activation_behind_projection,
     }
     hint = (
-        "for each of the three convolutions: outputs · (multiply-accumulates per output + 2, + 1 where ReLU6 follows)"
+        "The numbers differ from the paper's count. For each of the three convolutions take "
+        "outputs · (multiply-accumulates per output + 2), and 1 more per output where a ReLU6 follows."
     )
-    return mistake([ask(*case) for case in cases], flops, known, hint)
+    answers = ask_each(ask, blocks_0_to_2)
+    return diagnose(answers, blocks_0_to_2, correct, mistakes, hint)
 
 
 @task(points=1)
 def my_shares(ask):
-    k, right = TWO_FILTERS, mnv3nb.filter_sparsity(TWO_FILTERS[:, :, None, None]).tolist()
-    known = {
-        "|k| ≥ M: a weight that equals the mean counts": (k.abs() > k.abs().mean()).float().mean(1).tolist(),
-        "take magnitudes: −2 is as large as 2": (k >= k.abs().mean()).float().mean(1).tolist(),
-        "M is the mean over the whole layer, not over the filter": (
-            (k.abs() >= k.abs().mean(1, keepdim=True)).float().mean(1).tolist()
-        ),
-        "a share, in [0, 1]: divide by the number of weights of a filter": [3 * share for share in right],
+    weights = TWO_FILTERS
+    magnitudes = weights.abs()
+
+    def correct():
+        return mnv3nb.filter_sparsity(weights[:, :, None, None]).tolist()
+
+    def above_the_mean():
+        return (magnitudes > magnitudes.mean()).float().mean(1).tolist()
+
+    def signed_weights():
+        return (weights >= magnitudes.mean()).float().mean(1).tolist()
+
+    def mean_of_each_filter():
+        return (magnitudes >= magnitudes.mean(1, keepdim=True)).float().mean(1).tolist()
+
+    def counts():
+        return (magnitudes >= magnitudes.mean()).float().sum(1).tolist()
+
+    mistakes = {
+        "The condition is |k| ≥ M: a weight whose magnitude equals the mean counts.": above_the_mean,
+        "Compare magnitudes: −2 is as large as 2.": signed_weights,
+        "M is the mean over the whole layer, not over each filter.": mean_of_each_filter,
+        "S is a share, in [0, 1]: divide by the number of weights of a filter.": counts,
     }
-    return mistake([ask()], [right], {m: [a] for m, a in known.items()}, "first M, the mean of all six magnitudes")
+    hint = "These are not the shares. First compute M, the mean of all six magnitudes."
+    return diagnose([ask()], [()], correct, mistakes, hint)
 
 
 @task(points=1)
 def my_threshold(ask):
-    cases = [(random_scores(seed=seed), rate) for seed, rate in ((0, 0.5), (1, 0.3), (2, 0.77))]
-    ranked = [torch.cat(scores).sort().values for scores, _ in cases]
-    places = [int(len(flat) * rate) for flat, (_, rate) in zip(ranked, cases)]
-    known = {
-        "between two scores: t is itself one of them, no interpolation": [
-            flat.quantile(rate) for flat, (_, rate) in zip(ranked, cases)
-        ],
-        "sort ascending: the smallest scores are removed": [flat.flip(0)[i] for flat, i in zip(ranked, places)],
-        "one place too early: places are counted from 0": [flat[i - 1] for flat, i in zip(ranked, places)],
-        "one threshold for all layers together, not a mean of theirs": [
-            torch.stack([mnv3nb.threshold([s], rate) * torch.ones(()) for s in scores]).mean() for scores, rate in cases
-        ],
+    cases = [
+        (random_scores(seed=0), 0.5),
+        (random_scores(seed=1), 0.3),
+        (random_scores(seed=2), 0.77),
+    ]
+
+    def ranking(scores):
+        return torch.cat(scores).sort().values
+
+    def interpolated(scores, rate):
+        return ranking(scores).quantile(rate)
+
+    def sorted_descending(scores, rate):
+        ranked = ranking(scores)
+        return ranked.flip(0)[int(len(ranked) * rate)]
+
+    def counted_from_one(scores, rate):
+        ranked = ranking(scores)
+        return ranked[int(len(ranked) * rate) - 1]
+
+    def mean_over_layers(scores, rate):
+        return sum(mnv3nb.threshold([layer], rate) for layer in scores) / len(scores)
+
+    mistakes = {
+        "This value lies between two scores. t is itself a score: do not interpolate.": interpolated,
+        "Sort ascending, because the smallest scores are removed.": sorted_descending,
+        "This is one place too early: places are counted from 0.": counted_from_one,
+        "This is the mean of the layers' thresholds. Take one threshold for all layers together.": mean_over_layers,
     }
-    right = [mnv3nb.threshold(scores, rate) for scores, rate in cases]
-    return mistake([ask(*case) for case in cases], right, known, "one list of all scores, sorted; t is at ⌊n·rate⌋")
+    hint = "This is not t. Sort all scores in one list; t is at place ⌊n·rate⌋."
+    answers = ask_each(ask, cases)
+    return diagnose(answers, cases, mnv3nb.threshold, mistakes, hint)
 
 
 @task(points=2)
 def my_widths(ask):
-    cases = [(random_scores(seed=seed), rate) for seed, rate in ((3, 0.5), (4, 0.25), (5, 0.6))]
-    right = [[int(mask.sum()) for mask in mnv3nb.keep_masks(*case)] for case in cases]
-    known = {
-        "these are the filters removed, not those left": [
-            [len(s) - width for s, width in zip(scores, widths)] for (scores, _), widths in zip(cases, right)
-        ],
-        "the threshold itself goes, too: keep m > t": [
-            [int((s >= mnv3nb.threshold(scores, rate)).sum()) for s in scores] for scores, rate in cases
-        ],
-        "one threshold for the network does not cut the same share of every layer": [
-            [int(mask.sum()) for s in scores for mask in mnv3nb.keep_masks([s], rate)] for scores, rate in cases
-        ],
-        "the same share of every layer: nothing was compared between layers": [
-            [round(len(s) * (1 - rate)) for s in scores] for scores, rate in cases
-        ],
+    cases = [
+        (random_scores(seed=3), 0.5),
+        (random_scores(seed=4), 0.25),
+        (random_scores(seed=5), 0.6),
+    ]
+
+    def correct(scores, rate):
+        return [int(mask.sum()) for mask in mnv3nb.keep_masks(scores, rate)]
+
+    def removed_filters(scores, rate):
+        return [len(layer) - width for layer, width in zip(scores, correct(scores, rate))]
+
+    def threshold_stays(scores, rate):
+        t = mnv3nb.threshold(scores, rate)
+        return [int((layer >= t).sum()) for layer in scores]
+
+    def threshold_of_each_layer(scores, rate):
+        return [int((layer > mnv3nb.threshold([layer], rate)).sum()) for layer in scores]
+
+    def equal_shares(scores, rate):
+        return [round(len(layer) * (1 - rate)) for layer in scores]
+
+    mistakes = {
+        "These are the numbers of filters removed. Return the numbers that stay.": removed_filters,
+        "The filter at the threshold is removed, too: keep m > t.": threshold_stays,
+        "You take a threshold for each layer. One threshold for the network removes different shares of the "
+        "layers.": threshold_of_each_layer,
+        "You remove the same share of every layer. Compare the filters of all layers with each other.": equal_shares,
     }
-    got = [ask(*case) for case in cases]
-    if wrong := form(got[0], right[0]):
-        return wrong
-    hint = f"in the first case {sum(right[0])} filters stay in all, you keep {sum(got[0])}; layer by layer: m > t"
-    return mistake(got, right, known, hint)
+    answers = ask_each(ask, cases)
+    expected = correct(*cases[0])
+    form_message = wrong_form(answers[0], expected)
+    if form_message:
+        return form_message
+    hint = (
+        f"In the first case you keep {sum(answers[0])} filters in all, but {sum(expected)} stay. "
+        "Count m > t layer by layer."
+    )
+    return diagnose(answers, cases, correct, mistakes, hint)
 
 
 @task(points=2)
 def my_shapes(ask):
     cases = [(16, 64, 24, 3, 40), (24, 72, 24, 3, 9)]
-    right, swapped = [], []
-    for c, n, out, k, kept in cases:
-        block = InvertedResidual(c, (k, n, out, False, "RE", 1), n, 0)
-        layers = mnv3nb.blocks(mnv3nb.prune(block, [torch.arange(n) < kept]))[0]
-        right.append([tuple(conv.weight.shape) for conv in (layers.expand, layers.depthwise, layers.project)])
-        swapped.append([(kept, c, 1, 1), (kept, 1, k, k), (kept, n, 1, 1)])
-    known = {
-        "a depthwise filter has one input channel: (…, 1, k, k)": [
-            [e, (kept, kept, k, k), p] for (e, _, p), (_, _, _, k, kept) in zip(right, cases)
-        ],
-        "the projection loses inputs, its second dimension; its outputs feed the next block": swapped,
-        "`kept` is the number that stays": [
-            [(n - kept, c, 1, 1), (n - kept, 1, k, k), (out, n - kept, 1, 1)] for c, n, out, k, kept in cases
-        ],
-        "the inputs of the expansion come from the block before and stay": [
-            [(n, kept, 1, 1), d, p] for (_, d, p), (_, n, _, _, kept) in zip(right, cases)
-        ],
-        "the projection still takes all channels: those of removed filters are gone": [
-            [e, d, (out, n, 1, 1)] for (e, d, _), (_, n, out, _, _) in zip(right, cases)
-        ],
+
+    def correct(c, n, out, k, kept):
+        module = InvertedResidual(c, (k, n, out, False, "RE", 1), n, 0)
+        pruned = mnv3nb.prune(module, [torch.arange(n) < kept])
+        (block,) = mnv3nb.blocks(pruned)
+        return [tuple(layer.weight.shape) for layer in (block.expand, block.depthwise, block.project)]
+
+    def full_depthwise_filters(c, n, out, k, kept):
+        return [(kept, c, 1, 1), (kept, kept, k, k), (out, kept, 1, 1)]
+
+    def projection_loses_outputs(c, n, out, k, kept):
+        return [(kept, c, 1, 1), (kept, 1, k, k), (kept, n, 1, 1)]
+
+    def kept_is_removed(c, n, out, k, kept):
+        return correct(c, n, out, k, n - kept)
+
+    def expansion_loses_inputs(c, n, out, k, kept):
+        return [(n, kept, 1, 1), (kept, 1, k, k), (out, kept, 1, 1)]
+
+    def projection_unchanged(c, n, out, k, kept):
+        return [(kept, c, 1, 1), (kept, 1, k, k), (out, n, 1, 1)]
+
+    mistakes = {
+        "A depthwise filter has one input channel: its shape ends in (1, k, k).": full_depthwise_filters,
+        "The projection loses inputs, its second dimension. Its outputs feed the next block.": projection_loses_outputs,
+        "`kept` is the number of filters that stay, not the number removed.": kept_is_removed,
+        "The inputs of the expansion come from the block before and stay.": expansion_loses_inputs,
+        "The projection still takes all channels. Those of removed filters are gone.": projection_unchanged,
     }
-    hint = "three shapes: expansion (outputs, inputs, 1, 1), depthwise (outputs, 1, k, k), projection (outputs, inputs, 1, 1)"
-    return mistake([ask(*case) for case in cases], right, known, hint)
+    hint = (
+        "These are not the shapes. Return three: expansion (outputs, inputs, 1, 1), depthwise (outputs, 1, k, k) and "
+        "projection (outputs, inputs, 1, 1)."
+    )
+    answers = ask_each(ask, cases)
+    return diagnose(answers, cases, correct, mistakes, hint)

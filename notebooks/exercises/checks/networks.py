@@ -1,4 +1,4 @@
-"""Networks and images on which the exercises are solved: random ones, and a small one that trains in seconds."""
+"""Networks and images for the exercises: random networks, and a small one that trains in seconds."""
 
 import copy
 import functools
@@ -15,14 +15,14 @@ from mnv3nb.deploy.widths import current_costs
 from mnv3nb.importance import NEEDS_DATA, Expansion
 from mnv3nb.model import InvertedResidual, MobileNetV3Large
 
-SIDE = 8  # pixels of a digit, and the size at which the small network takes it
-RATE = 0.6  # at which criteria are compared: a little more than the dead filters
-# a filter per row; their shares of weights are asked for in the task my_shares
+IMAGE_SIZE = 8  # pixels, of the digits and of the small network's input
+RATE = 0.6  # at which criteria are compared: a little more than the share of dead filters
+# one filter per row; the task my_shares asks for S of both
 TWO_FILTERS = torch.tensor([[6.0, 2.0, -1.0], [-2.0, 1.0, 0.0]])
 
 
 def lively_network(seed: int = 0) -> MobileNetV3Large:
-    """MobileNetV3-Large with random weights and, as after a training, a different γ, β, mean and variance everywhere."""
+    """MobileNetV3-Large with random weights and, as if trained, random γ, β, means and variances."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = MobileNetV3Large().eval()
@@ -31,7 +31,7 @@ def lively_network(seed: int = 0) -> MobileNetV3Large:
 
 
 def small_network(seed: int = 0) -> nn.Sequential:
-    """Three blocks, the second with squeeze-and-excitation, for 8×8 images of 10 classes; γ starts at 0.5."""
+    """Three blocks, the second with squeeze-and-excitation, for 8×8 images of 10 classes. γ starts at 0.5."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
@@ -50,54 +50,67 @@ def small_network(seed: int = 0) -> nn.Sequential:
 
 @functools.cache
 def digits() -> mnv3nb.Dataset:
-    """Handwritten digits; the last 400 training images stand in for the test images, which no choice may see."""
+    """Handwritten digits. 400 training images replace the test images, because a choice must not use those."""
     return mnv3nb.load_dataset("digits").subset(holdout=400)
 
 
 @functools.cache
 def sparse_network() -> nn.Sequential:
-    """The small network after a few epochs of sparse training on digits: about half of its γ are dead. Do not change it."""
+    """The small network after 8 epochs of sparse training on digits: about half of its γ are dead. Do not change it."""
     model = small_network()
-    config = mnv3nb.TrainConfig(epochs=8, batch_size=32, image_size=SIDE, lr=1e-2, lam=1e-2)
+    config = mnv3nb.TrainConfig(epochs=8, batch_size=32, image_size=IMAGE_SIZE, lr=1e-2, lam=1e-2)
     mnv3nb.train(model, digits(), config, device="cpu", progress=False)
     return model.eval()
 
 
 def expansions_of(model: nn.Module) -> list[Expansion]:
     """What a criterion sees of each block."""
-    found = mnv3nb.blocks(model)
-    return [Expansion(*(t.detach() for t in (b.expand.weight, b.expand_bn.weight, b.expand_bn.bias))) for b in found]
+    expansions = []
+    for block in mnv3nb.blocks(model):
+        bn = block.expand_bn
+        expansions.append(Expansion(block.expand.weight.detach(), bn.weight.detach(), bn.bias.detach()))
+    return expansions
 
 
-def criterion_accuracies(scores: list[Tensor]) -> tuple[float, float]:
-    """Accuracy in % on held-out images of the sparse-trained small network, cut by `scores`: raw, and folded."""
-    model, images, labels = sparse_network(), digits().test_images, digits().test_labels
+def criterion_accuracies(scores: list[Tensor]) -> dict[str, float]:
+    """Accuracy on held-out images of the sparse-trained small network, cut by `scores`: raw, and folded."""
+    model = sparse_network()
     masks = mnv3nb.keep_masks(scores, RATE)
-    pruned = mnv3nb.prune(model, masks)
-    folded = mnv3nb.fold_bias(model, pruned, masks, SIDE)
-    raw, repaired = (100 * mnv3nb.evaluate(network, images, labels, SIDE) for network in (pruned, folded))
-    return raw, repaired
+    raw = mnv3nb.prune(model, masks)
+    folded = mnv3nb.fold_bias(model, raw, masks, IMAGE_SIZE)
+    return {"raw_pct": _accuracy(raw), "folded_pct": _accuracy(folded)}
+
+
+def _accuracy(model: nn.Module) -> float:
+    """Accuracy in % on held-out images."""
+    return 100 * mnv3nb.evaluate(model, digits().test_images, digits().test_labels, IMAGE_SIZE)
 
 
 def random_criteria(count: int = 3) -> list[list[Tensor]]:
-    """Scores that are noise, the bar that every criterion has to clear."""
+    """Random scores: every criterion has to be better than these."""
     return [mnv3nb.score(sparse_network(), "random", seed=seed) for seed in range(count)]
 
 
 def comparison(criterion: Callable | None = None) -> pd.DataFrame:
-    """Accuracies of `criterion_accuracies` for the criteria of `mnv3nb`, for noise, and for yours; best first."""
+    """`criterion_accuracies` of the criteria of `mnv3nb`, of random scores and of yours, best first."""
     model = sparse_network()
-    named = {name: mnv3nb.score(model, name) for name in mnv3nb.CRITERIA if name not in (*NEEDS_DATA, "random")}
-    named |= {f"random {i + 1}": scores for i, scores in enumerate(random_criteria())}
-    yours = [criterion(e) for e in expansions_of(model)] if criterion else [None]
-    if all(isinstance(s, Tensor) for s in yours):
-        named["yours"] = yours
-    rows = {name: criterion_accuracies(scores) for name, scores in named.items()}
-    return pd.DataFrame(rows, index=["raw_pct", "folded_pct"]).T.sort_values("folded_pct", ascending=False).round(1)
+    scores = {}
+    for name in mnv3nb.CRITERIA:
+        if name not in NEEDS_DATA and name != "random":
+            scores[name] = mnv3nb.score(model, name)
+    for number, random_scores in enumerate(random_criteria(), start=1):
+        scores[f"random {number}"] = random_scores
+    if criterion is not None:
+        yours = [criterion(expansion) for expansion in expansions_of(model)]
+        if all(isinstance(score, Tensor) for score in yours):  # an unsolved task returns None
+            scores["yours"] = yours
+    rows = {name: criterion_accuracies(of_criterion) for name, of_criterion in scores.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.sort_values("folded_pct", ascending=False).round(1)
 
 
 def random_block(width: int = 24, seed: int = 0) -> mnv3nb.Block:
-    """A lively block without squeeze-and-excitation, ReLU6 behind both convolutions: 16 -> `width` -> 24 channels."""
+    """A block with random γ, β and statistics: 16 -> `width` -> 24 channels, ReLU6, no squeeze-and-excitation."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         module = InvertedResidual(16, (3, width, 24, False, "RE", 1), width, 0).eval()
@@ -135,4 +148,8 @@ def block_flops(widths: tuple[int, ...]) -> list[int]:
 def random_scores(widths: tuple[int, ...] = (12, 30, 48, 20), seed: int = 0) -> list[Tensor]:
     """Distinct scores of layers that differ in scale, as m of real layers does."""
     generator = torch.Generator().manual_seed(seed)
-    return [(1 + i / 2 / len(widths)) * torch.rand(width, generator=generator) for i, width in enumerate(widths)]
+    scores = []
+    for i, width in enumerate(widths):
+        scale = 1 + i / 2 / len(widths)
+        scores.append(scale * torch.rand(width, generator=generator))
+    return scores
