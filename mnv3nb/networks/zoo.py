@@ -17,19 +17,20 @@ from ..model import MobileNetV3Large
 PRETRAINED_CLASSES = 1000  # ImageNet's
 
 
-def build_network(architecture: str, num_classes: int) -> nn.Module:
+def build_network(architecture: str, num_classes: int, **arguments) -> nn.Module:
     """A dense network with random weights.
 
     `architecture`: "mnv3nb/MobileNetV3Large", "torchvision/NAME" or, if timm is installed, "timm/NAME". It is kept as
-    `.architecture` and stored by `save_model`. Raises ValueError for an unknown name.
+    `.architecture` and stored by `save_model`. `arguments` go to the library's builder. Raises ValueError for an
+    unknown name.
     """
     library = architecture.partition("/")[0]
     if architecture == MobileNetV3Large.architecture:
-        return MobileNetV3Large(num_classes)
+        return MobileNetV3Large(num_classes, **arguments)
     if library == "torchvision":
-        return _build_torchvision(architecture, num_classes)
+        return _build_torchvision(architecture, num_classes, **arguments)
     if library == "timm":
-        return _build_timm(architecture, num_classes, pretrained=False)
+        return _build_timm(architecture, num_classes, **arguments)
     raise _unknown_architecture(architecture)
 
 
@@ -84,16 +85,16 @@ def _normalise(model: nn.Module, inputs: tuple) -> tuple:
     return (images * model.input_scale + model.input_shift, *others)
 
 
-def _build_torchvision(architecture: str, num_classes: int) -> nn.Module:
+def _build_torchvision(architecture: str, num_classes: int, **arguments) -> nn.Module:
     name = architecture.removeprefix("torchvision/")
     if name not in torchvision.models.list_models(torchvision.models):
         raise _unknown_architecture(architecture)
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    model = torchvision.models.get_model(name, **{"weights": None, "num_classes": num_classes, **arguments})
     model.architecture = architecture
     return model
 
 
-def _build_timm(architecture: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _build_timm(architecture: str, num_classes: int, **arguments) -> nn.Module:
     if not find_spec("timm"):
         raise ModuleNotFoundError(f"{architecture} needs timm: pip install timm")
     import timm
@@ -101,7 +102,7 @@ def _build_timm(architecture: str, num_classes: int, pretrained: bool) -> nn.Mod
     name = architecture.removeprefix("timm/")
     if name not in timm.list_models():
         raise _unknown_architecture(architecture)
-    model = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    model = timm.create_model(name, num_classes=num_classes, **arguments)
     model.architecture = architecture
     return model
 
