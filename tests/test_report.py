@@ -16,7 +16,7 @@ from mnv3nb.data.batches import to_input
 from mnv3nb.report import feature_maps, measures
 from mnv3nb.report.claims import claims, questions
 from mnv3nb.report.statistics import VERDICTS
-from mnv3nb.report.verdicts import counts, judge, judged, reproduction, shown
+from mnv3nb.report.verdicts import count_verdicts, judge, judge_claims, readable_table, reproduction
 from mnv3nb.runs.config import RunConfig
 from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES, get_profile
 
@@ -113,7 +113,7 @@ def test_every_claim_can_be_trained_for(name):
     p = get_profile(name)
     planned = {config for make in EXPERIMENTS.values() for config in make(p, 1)}
     for claim in [*claims(p), *questions(p)]:
-        assert claim.cannot or not claim.runs or set(claim.runs(1)) <= planned, claim.name
+        assert claim.cannot or set(claim.configs(1)) <= planned, claim.name
 
 
 def test_the_exact_facts_are_equal_as_printed_but_for_table_1(table):
@@ -148,13 +148,14 @@ def test_the_chosen_lambdas_are_a_pair_and_what_has_no_counterpart_asks_no_run()
     every = {claim.name: claim for claim in claims(digits) if claim.source == "Figure 6"}
     assert "accuracy, λ = 1e-05 (ours: 0.0014) − plain network, points" in every
     alone = every["accuracy, λ = 0.001 − plain network, points"]
-    assert alone.cannot and alone.runs(0) == []
+    assert alone.cannot and alone.configs(0) == []
 
 
 def test_a_mean_of_repeats_is_compared_with_the_mean_of_what_there_is_of_the_other_side():
     (claim,) = [c for c in claims(replace(CIFAR, repeats=3)) if c.name == "accuracy, m at 50% − plain network, points"]
     runs = [SimpleNamespace(accuracy=accuracy) for accuracy in (0.9, 0.9, 0.9, 0.8)]
-    assert len(claim.runs(0)) == 4 and claim.measure(*runs) == pytest.approx(10)
+    configs = claim.configs(0)
+    assert len(configs) == 4 and claim.value(0, dict(zip(configs, runs))) == pytest.approx(10)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
@@ -208,8 +209,8 @@ def test_the_papers_own_profile_compares_the_accuracies_themselves():
 
 def test_counts_and_the_readable_table(table):
     frame = table.reset_index()
-    assert counts(frame).loc["all"].sum() == len(frame) and list(counts(frame)) == list(VERDICTS)
-    text = shown(frame).set_index("claim")
+    assert count_verdicts(frame).loc["all"].sum() == len(frame) and list(count_verdicts(frame)) == list(VERDICTS)
+    text = readable_table(frame).set_index("claim")
     assert text.paper["Table 4: accuracy, m − gamma at 50%, points"] == "> 0"
     assert text.seeds["Table 5: filters kept at 50%"] == "exact"
 
@@ -297,7 +298,7 @@ def test_blocks_are_true_for_all_some_and_no_runs(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "PAGES", ())
     monkeypatch.setattr(pages, "default_home", lambda: tmp_path)
     pages.main()
-    text = {name: block(tmp_path) for name, block in pages.BLOCKS.items() if name != "gallery"}
+    text = {name: block(tmp_path) for name, block in pages.PARTS.items() if name != "gallery"}
     assert "nan" not in " ".join(text.values())
     for name in ("rates", "rates_cifar100", "criteria", "lambdas", "gpu_rates"):
         assert (text[name] == "Not recorded yet.") == (seeds == 0)
@@ -309,10 +310,10 @@ def test_blocks_are_true_for_all_some_and_no_runs(seeds, tmp_path, monkeypatch):
 def test_the_gallery_names_notebook_and_heading(tmp_path):
     (tmp_path / "figures/digits").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    cells = [("markdown", "## Figure 6: five λ"), ("code", 'lab.show(fig, "lambdas", runs)')]
+    cells = [("markdown", "## Figure 6: five λ"), ("code", 'lab.show(fig, "fig6", runs)')]
     notebook = {"cells": [{"cell_type": kind, "source": [source]} for kind, source in cells]}
     (tmp_path / "notebooks/02_sparse.ipynb").write_text(json.dumps(notebook))
-    for name in ("lambdas", "old"):
+    for name in ("fig6", "old"):
         (tmp_path / f"figures/digits/{name}.png").touch()
     text = pages.gallery(tmp_path)
     assert "`fig6`: Figure 6: five λ ([02_sparse](../notebooks/02_sparse.ipynb))" in text
@@ -321,22 +322,22 @@ def test_the_gallery_names_notebook_and_heading(tmp_path):
 
 def test_blocks_are_filled_and_unknown_ones_are_refused(tmp_path):
     text = "a\n<!-- speed -->\nold\n<!-- end -->\nb"
-    assert pages.filled(text, tmp_path) == "a\n<!-- speed -->\nNot recorded yet.\n<!-- end -->\nb"
-    with pytest.raises(ValueError, match="unknown block 'sped'; did you mean 'speed'"):
-        pages.filled(text.replace("speed", "sped"), tmp_path)
+    assert pages.fill_parts(text, tmp_path) == "a\n<!-- speed -->\nNot recorded yet.\n<!-- end -->\nb"
+    with pytest.raises(ValueError, match="unknown page part 'sped'; did you mean 'speed'"):
+        pages.fill_parts(text.replace("speed", "sped"), tmp_path)
 
 
 def test_the_pages_are_current():
     for page in pages.PAGES:
         text = (ROOT / page).read_text()
-        assert pages.filled(text, ROOT) == text, f"{page}: make readme"
+        assert pages.fill_parts(text, ROOT) == text, f"{page}: make readme"
 
 
 @pytest.mark.parametrize("profile", pages.REPORTS)
 def test_the_recorded_report_is_of_the_recorded_runs(profile):
     """But for claims that need networks and images."""
     stored = [claim for claim in claims(get_profile(profile)) if not claim.networks]
-    table = judged(stored, get_profile(profile), pages.recorded(ROOT), pages.ALL_SEEDS)[0]
+    table = judge_claims(stored, get_profile(profile), pages.recorded(ROOT), pages.ALL_SEEDS)[0]
     written = (
         pd.read_csv(ROOT / pages.REPORTS[profile])
         .set_index(["source", "name"])

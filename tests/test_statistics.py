@@ -144,4 +144,6 @@ def test_how_many_seeds_would_decide():
     assert needed == 4 and half[1] < 0.40 < half[0]
     assert seeds_to_decide([0.4], (0.0, math.inf)) is None  # no standard deviation
     assert seeds_to_decide([-1.0, 0.0, 1.0], (0.0, math.inf)) is None  # the mean is the bound
-    assert seeds_to_decide([0.0, 10.0, 20.0], (9.0, 11.0), further=1) is None  # single values scatter more than that
+    assert (
+        seeds_to_decide([0.0, 10.0, 20.0], (9.0, 11.0), one_more=True) is None
+    )  # single values scatter more than that
