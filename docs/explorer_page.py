@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnv3nb import keep_masks, layer_collapse_rates, paper, score, threshold
 from mnv3nb.explorer.picture import score_bins
-from mnv3nb.explorer.tables import ALIGNMENTS, cost_tables, network_cost, recorded_accuracies
+from mnv3nb.explorer.tables import ALIGNMENTS, CostTable, Setting, cost_tables, network_cost, recorded_accuracies
 from mnv3nb.importance import NEEDS_DATA
 from mnv3nb.plots import CRITERION_LABELS, LOOKS
 from mnv3nb.runs.find_or_train import Runs
@@ -44,7 +44,7 @@ def explorer_data(runs: Runs, profile: Profile, seed: int = 0) -> dict:
     for criterion in profile.criteria:
         if criterion in NEEDS_DATA:
             continue
-        accuracies = {k: recorded.get((profile.lam, criterion, k, "paper"), {}) for k in ALIGNMENTS}
+        accuracies = {k: recorded.get(Setting(profile.lam, criterion, k, "paper"), {}) for k in ALIGNMENTS}
         criteria[criterion] = {
             "label": CRITERION_LABELS[criterion],
             "accuracies": accuracies,
@@ -59,7 +59,7 @@ def explorer_data(runs: Runs, profile: Profile, seed: int = 0) -> dict:
     }
 
 
-def _criterion_data(scores: list[Tensor], tables: dict) -> dict:
+def _criterion_data(scores: list[Tensor], tables: dict[str, CostTable]) -> dict:
     """A histogram of the scores, the threshold and the cut at each rate, and the rate at which each block is empty.
 
     `cuts[multiple_of][rate in %]` is [widths, parameters, FLOPs at 224 px].
@@ -77,7 +77,7 @@ def _criterion_data(scores: list[Tensor], tables: dict) -> dict:
     }
 
 
-def _cut(scores: list[Tensor], rate: float, multiple_of: int, tables: dict) -> list:
+def _cut(scores: list[Tensor], rate: float, multiple_of: int, tables: dict[str, CostTable]) -> list:
     widths = [int(mask.sum()) for mask in keep_masks(scores, rate, multiple_of)]
     return [widths, network_cost(tables["parameters"], widths), network_cost(tables["flops"], widths)]
 
