@@ -1,8 +1,8 @@
-"""make site: puts all pages beside each other as they lie in the repository, and lets Sphinx build build/site.
+"""make site: copies all pages into one folder, in the repository's layout, and lets Sphinx build build/site from it.
 
 Needs no network. Notebooks are those executed in figures/<profile>. Where GITHUB_REPOSITORY is set (owner/name; GitHub's
-workflows set it), every notebook has buttons for Colab and Binder, and the site a folder colab/ with copies that install
-what they need.
+workflows set it), every notebook has buttons for Colab and Binder, and the site has a folder colab/ with copies that
+install what they need.
 """
 
 import argparse
@@ -16,9 +16,16 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
-LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
-NO_PAGES = ("__pycache__", "*.txt", "build_site.py", "pages.py", "explorer_page.*")
+SOURCE = ROOT / "build" / "site-source"
+SITE = ROOT / "build" / "site"
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # of a Markdown link to a file: its path
+NOT_STAGED = (
+    "__pycache__",
+    "*.txt",
+    "build_site.py",
+    "pages.py",
+    "explorer_page.*",
+)  # files of docs/ for the build alone
 FOLDERS = ("data", "networks", "runs", "deploy", "report", "plots", "explorer", "slim", "system")  # of mnv3nb
 INSTALL = """\
 # installs the package where it is not there yet, as on Colab
@@ -33,94 +40,146 @@ if find_spec("mnv3nb") is None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="digits", help="whose executed notebooks and figures are shown")
-    profile, repository = parser.parse_args().profile, os.environ.get("GITHUB_REPOSITORY")
-    for folder in (SOURCE, SITE):
-        shutil.rmtree(folder, ignore_errors=True)
+    parser.add_argument("--profile", default="digits", help="profile of the executed notebooks and figures to show")
+    profile = parser.parse_args().profile
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.rmtree(SITE, ignore_errors=True)
     stage(SOURCE, profile, repository)
-    commands = [
-        [DOCS / "explorer_page.py", "--out", SOURCE / "extra" / "explorer.html"],
-        ["-m", "sphinx", "-b", "html", "-q", "-d", f"{SOURCE}-cache", SOURCE, SITE],
-    ]
-    for command in commands:
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    _run_python(DOCS / "explorer_page.py", "--out", SOURCE / "extra" / "explorer.html")
+    _run_python("-m", "sphinx", "-b", "html", "-q", "-d", f"{SOURCE}-cache", SOURCE, SITE)
     if repository:
-        colab(SITE / "colab", repository)
+        write_colab_copies(SITE / "colab", repository)
     print(f"written: {SITE / 'index.html'}")
 
 
+def _run_python(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+
+
 def stage(source: Path, profile: str, repository: str | None) -> None:
-    """All pages, and the files of the repository that they link to, in one folder."""
-    shutil.copytree(
-        DOCS,
-        source,
-        ignore=shutil.ignore_patterns(*NO_PAGES),
-    )
-    (source / "extra").mkdir()
-    for page in source.glob("*.md"):  # a page of docs/ lies beside README.md here
-        page.write_text(page.read_text().replace("](../", "]("))
+    """Puts all pages, and the files of the repository that they link to, into the folder `source`."""
+    _stage_docs(source)
     for page in pages():
-        copy = source / page.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        executed = ROOT / "figures" / profile / page.name
-        shutil.copy(executed if page.parent.name == "notebooks" and executed.is_file() else page, copy)
-        if page.suffix == ".ipynb":
-            prepare(copy, page.relative_to(ROOT).as_posix(), repository)
-        else:
-            copy.write_text(copy.read_text().replace("](docs/", "]("))
+        _stage_page(page, source, profile, repository)
     for page in pages():
-        staged = source / page.relative_to(ROOT)
-        for link in LINK.findall(staged.read_text()):
-            target = (page.parent / link).resolve()
-            copy = source / target.relative_to(ROOT) if target.is_relative_to(ROOT) else None
-            if copy and target.is_file() and not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(target, copy)
-            if copy and target.is_dir():  # a site has no listings of folders
-                index = next(folder for folder in (target, *target.parents) if (folder / "README.md").is_file())
-                address = os.path.relpath(index / "README.md", page.parent)
-                staged.write_text(staged.read_text().replace(f"]({link})", f"]({address})"))
+        _stage_linked_files(page, source)
     (source / "api").mkdir()
     for name in ("method", *FOLDERS):
         (source / "api" / f"{name}.md").write_text(api_page(name))
 
 
 def pages() -> list[Path]:
-    """What the site shows, where it lies in the repository."""
-    patterns = ("*.md", "notebooks/*.md", "results/*.md", "figures/*.md", "figures/bench/*.md", "mnv3nb/*/*.md")
-    notebooks = ("notebooks/[0-9]*.ipynb", "notebooks/exercises/*.ipynb")
-    return sorted(path for pattern in (*patterns, *notebooks) for path in ROOT.glob(pattern))
+    """The pages that the site shows besides those of docs/, in the repository."""
+    patterns = (
+        "*.md",
+        "notebooks/*.md",
+        "results/*.md",
+        "figures/*.md",
+        "figures/bench/*.md",
+        "mnv3nb/*/*.md",
+        "notebooks/[0-9]*.ipynb",
+        "notebooks/exercises/*.ipynb",
+    )
+    found: list[Path] = []
+    for pattern in patterns:
+        found += ROOT.glob(pattern)
+    return sorted(found)
 
 
-def prepare(copy: Path, name: str, repository: str | None) -> None:
-    """Leaves out the cell that repeats the parameters, and puts links below the title by which it runs elsewhere."""
-    notebook = json.loads(copy.read_text())
-    for cell in notebook["cells"]:  # an executed copy lies elsewhere
-        cell["source"] = "".join(cell["source"]).replace("](../../notebooks/", "](")
-    shown = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
+def _stage_docs(source: Path) -> None:
+    """Copies the pages of docs/ beside README.md, and their links with them."""
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns(*NOT_STAGED))
+    (source / "extra").mkdir()
+    for page in source.glob("*.md"):
+        page.write_text(page.read_text().replace("](../", "]("))
+
+
+def _stage_page(page: Path, source: Path, profile: str, repository: str | None) -> None:
+    """Copies a page; a notebook as it was executed for `profile`, where it was."""
+    copy = source / page.relative_to(ROOT)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if page.suffix == ".md":
+        copy.write_text(page.read_text().replace("](docs/", "]("))  # docs/ is the site's top folder
+        return
+    executed = ROOT / "figures" / profile / page.name
+    is_lesson = page.parent.name == "notebooks"
+    notebook = json.loads((executed if is_lesson and executed.is_file() else page).read_text())
+    prepare_notebook(notebook)
     if repository:
-        title, _, rest = "".join(shown[0]["source"]).partition("\n")
-        colab_url = f"https://colab.research.google.com/github/{repository}/blob/gh-pages/colab/{copy.name}"
-        binder_url = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/{name}"
-        source_url = f"https://github.com/{repository}/blob/HEAD/{name}"
-        links = f"[Open in Colab]({colab_url}) [Run on Binder]({binder_url}) [Source]({source_url})"
-        shown[0]["source"] = f"{title}\n\n{{.run}}\n{links}\n{rest}"
-    copy.write_text(json.dumps(notebook | {"cells": shown}))
+        add_buttons(notebook, page.relative_to(ROOT).as_posix(), repository)
+    copy.write_text(json.dumps(notebook))
 
 
-def colab(folder: Path, repository: str) -> None:
-    """The notebooks with a first cell that installs; the published branch has them, where Colab can open them."""
+def _stage_linked_files(page: Path, source: Path) -> None:
+    """Copies the files that a page links to, and turns its links to folders into links to the nearest README.md.
+
+    A site has no listings of folders.
+    """
+    staged = source / page.relative_to(ROOT)
+    for link in LINK.findall(staged.read_text()):
+        target = (page.parent / link).resolve()
+        if not target.is_relative_to(ROOT):
+            continue
+        copy = source / target.relative_to(ROOT)
+        if target.is_file() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(target, copy)
+        if target.is_dir():
+            address = os.path.relpath(_nearest_readme(target), page.parent)
+            staged.write_text(staged.read_text().replace(f"]({link})", f"]({address})"))
+
+
+def _nearest_readme(folder: Path) -> Path:
+    """README.md of `folder`, or of the nearest folder above that has one; the root has one."""
+    while not (folder / "README.md").is_file():
+        folder = folder.parent
+    return folder / "README.md"
+
+
+def prepare_notebook(notebook: dict) -> None:
+    """Makes an executed notebook a page: without the cell that repeats the parameters, with links from notebooks/."""
+    cells = []
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            continue
+        cell["source"] = "".join(cell["source"]).replace("](../../notebooks/", "](")
+        cells.append(cell)
+    notebook["cells"] = cells
+
+
+def add_buttons(notebook: dict, path: str, repository: str) -> None:
+    """Puts links below the title that open the notebook at `path` of the `repository` in Colab, on Binder, on GitHub."""
+    name = Path(path).name
+    colab = f"https://colab.research.google.com/github/{repository}/blob/gh-pages/colab/{name}"
+    binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/{path}"
+    github = f"https://github.com/{repository}/blob/HEAD/{path}"
+    links = f"[Open in Colab]({colab}) [Run on Binder]({binder}) [Source]({github})"
+    first = notebook["cells"][0]
+    title, _, rest = first["source"].partition("\n")
+    first["source"] = f"{title}\n\n{{.run}}\n{links}\n{rest}"
+
+
+def write_colab_copies(folder: Path, repository: str) -> None:
+    """Writes the notebooks with a cell that installs the package. Colab opens them from the published branch."""
     folder.mkdir()
+    install = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "install",
+        "metadata": {},
+        "outputs": [],
+        "source": INSTALL.format(repository=repository),
+    }
     for page in pages():
         if page.suffix == ".ipynb":
             notebook = json.loads(page.read_text())
-            cell = {"cell_type": "code", "execution_count": None, "id": "install", "metadata": {}, "outputs": []}
-            notebook["cells"].insert(1, cell | {"source": INSTALL.format(repository=repository)})
+            notebook["cells"].insert(1, install)  # below the title
             (folder / page.name).write_text(json.dumps(notebook, indent=1))
 
 
 def api_page(name: str) -> str:
-    """The page of the public modules of one folder of mnv3nb, or of the files on top ("method")."""
+    """The page of the public modules in one folder of mnv3nb, or of the files on top ("method")."""
     package = ROOT / "mnv3nb"
     folder = package if name == "method" else package / name
     sections = []

@@ -7,16 +7,18 @@ from latex2mathml.converter import convert
 
 import mnv3nb
 
-project, author, version = "mnv3nb", "The mnv3nb authors", mnv3nb.__version__
+project = "mnv3nb"
+author = "The mnv3nb authors"
+version = mnv3nb.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.githubpages"]
 
-# notebooks as they were executed
+# notebooks are shown as they were executed
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # a page has no kernel: the still picture is shown, and no script is fetched
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 4
-suppress_warnings = ["mystnb.unknown_mime_type"]  # the keys of the runs behind an output, which are for tests
+suppress_warnings = ["mystnb.unknown_mime_type"]  # some outputs carry the keys of their runs, which only tests read
 
 # docstrings: single backticks are code, as in Markdown
 default_role = "code"
@@ -45,18 +47,25 @@ html_math_renderer = "mathml"
 
 
 def setup(app) -> None:
-    """Formulas as MathML, which browsers draw without any script or network; docstrings in which |γ| is no reference."""
+    """Formulas become MathML, which browsers draw without a script or the network."""
+    app.add_html_math_renderer("mathml", (_write_inline_formula, None), (_write_formula_block, None))
+    app.connect("autodoc-process-docstring", _escape_bars)
 
-    def inline(self, node) -> None:
-        self.body.append(convert(node.astext()))
-        raise SkipNode
 
-    def block(self, node) -> None:
-        self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
-        raise SkipNode
+def _write_inline_formula(translator, node) -> None:
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
 
-    def bars(app, what, name, obj, options, lines) -> None:
-        lines[:] = [re.sub(r"`[^`]*`|\|", lambda m: "\\|" if m[0] == "|" else m[0], line) for line in lines]
 
-    app.add_html_math_renderer("mathml", (inline, None), (block, None))
-    app.connect("autodoc-process-docstring", bars)
+def _write_formula_block(translator, node) -> None:
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="formula">{formula}</div>')
+    raise SkipNode
+
+
+def _escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
+    """Escapes the bars of |γ| in a docstring, which would be a reference; those inside of backticks stay."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(`[^`]*`)", line)  # every second one is code
+        parts[::2] = [text.replace("|", "\\|") for text in parts[::2]]
+        lines[i] = "".join(parts)

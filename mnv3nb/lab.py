@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from . import plots
 from .data.batches import Dataset
 from .data.datasets import load_once
-from .report.verdicts import reproduction, shown
+from .report.verdicts import readable_table, reproduction
 from .runs.config import RunConfig
 from .runs.find_or_train import Runs
 from .runs.folder import Run
@@ -104,7 +104,7 @@ class Lab:
         """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
         table, used = reproduction(self.p, self.runs, self.seeds, source)
         name, why = source.lower().replace("§", "section").replace(" ", "_"), table.remark
-        self.show(shown(table).assign(**{"why": why} if any(why) else {}), f"compare_{name}", used)
+        self.show(readable_table(table).assign(**{"why": why} if any(why) else {}), f"compare_{name}", used)
 
 
 def _show_figure(fig: Figure, path: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mnv3nb import lab as module
 from mnv3nb.lab import Lab
 from mnv3nb.report.claims import Claim
-from mnv3nb.report.verdicts import judge, reproduction, shown
+from mnv3nb.report.verdicts import judge, readable_table, reproduction
 from mnv3nb.runs.notebooks import RUNS_MIME
 from mnv3nb.system.progress import Progress
 
@@ -99,7 +99,7 @@ def test_compare_is_what_the_report_says(displayed, tmp_path):
     for source, name in (("Table 1", "table_1"), ("§ 3.2.1", "section_3.2.1")):
         lab.compare(source)
         some = table[table.source == source]
-        expected = shown(some).assign(why=some.remark).to_csv(index=False)
+        expected = readable_table(some).assign(why=some.remark).to_csv(index=False)
         assert (tmp_path / "figures" / "smoke" / f"compare_{name}.csv").read_text() == expected
 
 
@@ -109,8 +109,8 @@ def test_a_remark_is_what_the_other_columns_do_not_say():
     measured = Claim("Table 3", "FLOPs", 138, lambda: 138, lambda seed: [], margin=2)
     cannot = replace(measured, cannot="best rate: not known")
     rows = [
-        (judge(exact, []), "equal as printed: 2507; taken from it", "taken from it"),
-        (judge(other, []), "not equal as printed: 2507", "not equal as printed: 2507"),
+        (judge(exact, []), "equal as printed: 2,507; taken from it", "taken from it"),
+        (judge(other, []), "not equal as printed: 2,507", "not equal as printed: 2,507"),
         (judge(measured, [138.0]), "fewer than 3 seeds", ""),
         (judge(measured, [138.0], "not CIFAR"), "fewer than 3 seeds; not CIFAR", "not CIFAR"),
         (judge(cannot, [138.0], "not CIFAR"), "best rate: not known", "best rate: not known"),

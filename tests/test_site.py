@@ -1,4 +1,4 @@
-"""The site: every page that its contents name is there, and it builds without network where Sphinx is installed."""
+"""The site: its contents name every page, every link works, and it builds without network where Sphinx is installed."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def staged(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_page_that_the_contents_name_is_there_and_every_page_is_named(staged):
+def test_the_contents_name_every_page_and_only_pages_that_exist(staged):
     blocks = re.findall(r"```{toctree}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
     entries = [line for block in blocks for line in block.splitlines() if line and not line.startswith(":")]
     named = [re.sub(r".*<(.+)>", r"\1", entry) for entry in entries]
@@ -33,7 +33,7 @@ def test_every_page_that_the_contents_name_is_there_and_every_page_is_named(stag
     assert set(staged.rglob("*.md")) | set(staged.rglob("*.ipynb")) == pages
 
 
-def test_every_link_of_every_page_leads_to_a_file_of_the_site(staged):
+def test_every_link_leads_to_a_file_of_the_site(staged):
     texts = {page: page.read_text() for page in staged.rglob("*.md")}
     for page in staged.rglob("*.ipynb"):
         cells = json.loads(page.read_text())["cells"]
@@ -50,7 +50,7 @@ def test_the_first_picture_of_either_readme_leads_to_the_explorer(staged):
     assert 'href="explorer.html"' in (staged / "interactive.md").read_text()
 
 
-def test_a_notebook_is_the_executed_one_with_buttons_below_its_title(staged):
+def test_a_notebook_is_the_executed_copy_with_buttons_below_its_title(staged):
     notebook = json.loads((staged / "notebooks" / "03_importance.ipynb").read_text())
     assert any(cell.get("outputs") for cell in notebook["cells"])
     title, _, mark, links, *_ = notebook["cells"][0]["source"].splitlines()
@@ -60,7 +60,7 @@ def test_a_notebook_is_the_executed_one_with_buttons_below_its_title(staged):
 
 
 def test_a_copy_for_colab_installs_first_and_keeps_its_one_parameters_cell(tmp_path):
-    build_site.colab(tmp_path / "colab", "owner/name")
+    build_site.write_colab_copies(tmp_path / "colab", "owner/name")
     for path in (tmp_path / "colab").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         assert cells[0]["cell_type"] == "markdown" and "github.com/owner/name" in cells[1]["source"]
@@ -68,7 +68,7 @@ def test_a_copy_for_colab_installs_first_and_keeps_its_one_parameters_cell(tmp_p
         assert len({cell["id"] for cell in cells}) == len(cells)
 
 
-def test_its_api_pages_have_every_public_module():
+def test_the_api_pages_have_every_public_module():
     pages = "".join(build_site.api_page(name) for name in ("method", *build_site.FOLDERS))
     modules = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.glob("mnv3nb/**/*.py")
@@ -80,14 +80,14 @@ def test_its_api_pages_have_every_public_module():
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, NEEDS)), reason="Sphinx is not installed: `make site` brings it"
 )
-def test_it_builds_without_network_and_without_a_warning(tmp_path):
+def test_the_site_builds_without_network_and_without_a_warning(tmp_path):
     """Two pages and one notebook with formulas stand for all: a whole build takes half a minute."""
     build_site.stage(tmp_path / "source", "digits", None)
     for path in (tmp_path / "source").rglob("*"):
-        if path.suffix in (".md", ".ipynb") and path.stem not in ("index", "GLOSSARY", "03_importance", "core"):
+        if path.suffix in (".md", ".ipynb") and path.stem not in ("index", "GLOSSARY", "03_importance", "method"):
             path.unlink()
     (tmp_path / "source" / "index.md").write_text(
-        "# Site\n\n```{toctree}\nnotebooks/GLOSSARY\nnotebooks/03_importance\napi/core\n```\n"
+        "# Site\n\n```{toctree}\nnotebooks/GLOSSARY\nnotebooks/03_importance\napi/method\n```\n"
     )
     quiet = ["-D", "suppress_warnings=myst.xref_missing,mystnb.unknown_mime_type"]  # the pages left out
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", *quiet, tmp_path / "source", tmp_path / "site"]

@@ -1,4 +1,4 @@
-"""Each statistic on made-up data with a known answer, and the wrong ones that are easily taken for it."""
+"""Each statistic on made-up data with a known answer, and the mistakes that are easily made."""
 
 import math
 
@@ -22,7 +22,7 @@ from mnv3nb.report.statistics import (
 
 
 def frame(cells: dict[str, list[float]], by: str = "criterion") -> pd.DataFrame:
-    """One row per run from the values of each group, one a seed."""
+    """One row per run from the values of each group, one per seed."""
     rows = [(name, seed, value) for name, values in cells.items() for seed, value in enumerate(values)]
     return pd.DataFrame(rows, columns=[by, "seed", "accuracy_pct"])
 
@@ -34,12 +34,12 @@ def test_the_interval_of_the_mean_of_three_is_2_484_standard_deviations_wide_eac
     assert (found.low, found.high) == pytest.approx((88 - 2.484138, 88 + 2.484138), rel=1e-6)
 
 
-def test_one_further_value_lies_within_twice_that_for_three():
+def test_the_interval_of_one_more_value_is_twice_as_wide_for_three():
     assert prediction_interval([87.0, 88.0, 89.0]).half == pytest.approx(2 * 4.302653 / math.sqrt(3), rel=1e-6)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12))
-def test_the_interval_is_scipys(values):
+def test_the_interval_of_the_mean_is_that_of_scipy(values):
     expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values) or 1e-300)
     found = mean_interval(values)
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -125,7 +125,7 @@ def test_the_noise_of_a_pruning_is_a_single_runs_not_the_means_of_three_seeds():
     cells = np.random.default_rng(0).normal(80, 0.4, size=(300, 3))  # 300 rates, 3 seeds
     table = frame({rate: list(row) for rate, row in enumerate(cells)}, "rate")
     assert scatter(table) == pytest.approx(0.4, rel=0.1)
-    means = cells.mean(axis=1)  # what was done before: too small by √3
+    means = cells.mean(axis=1)  # differences of means over three seeds give √3 times less
     assert math.sqrt(np.mean(np.diff(means) ** 2) / 2) == pytest.approx(0.4 / math.sqrt(3), rel=0.1)
 
 
@@ -144,4 +144,6 @@ def test_how_many_seeds_would_decide():
     assert needed == 4 and half[1] < 0.40 < half[0]
     assert seeds_to_decide([0.4], (0.0, math.inf)) is None  # no standard deviation
     assert seeds_to_decide([-1.0, 0.0, 1.0], (0.0, math.inf)) is None  # the mean is the bound
-    assert seeds_to_decide([0.0, 10.0, 20.0], (9.0, 11.0), further=1) is None  # single values scatter more than that
+    assert (
+        seeds_to_decide([0.0, 10.0, 20.0], (9.0, 11.0), one_more=True) is None
+    )  # single values scatter more than that

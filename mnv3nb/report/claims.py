@@ -1,9 +1,10 @@
-"""Every number and claim of the paper: what is printed, which runs ours comes from, how it is measured."""
+"""Every number and claim of the paper, table by table: what is printed, which runs ours comes from, how it is measured."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -16,308 +17,673 @@ from ..runs.config import RunConfig
 from ..runs.folder import Run
 from ..runs.profiles import Profile
 from . import feature_maps, measures
-from .measures import HALF, accuracy, gain
+from .measures import HALF, accuracy
 from .statistics import MARGIN
 
-RunsOfSeed = Callable[[int], list[RunConfig]]
+RunsOfSeed = Callable[[int], list[RunConfig]]  # the runs that a claim needs for a seed
+
+# what is compared with the paper's number
+KINDS = {
+    "exact": "a fact that needs no run, in the form in which the paper prints it",
+    "points": "95 % interval of a mean accuracy, or of a mean difference in accuracy; target: paper ± margin",
+    "value": "95 % interval of one more seed, since the paper has one run; target: paper ± margin",
+    "log": "the same for the number's logarithm; target: paper divided and multiplied by margin",
+    "above": "95 % interval of the mean; target: all above the paper's bound",
+    "below": "95 % interval of the mean; target: all below the paper's bound",
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One number or claim of the paper, and how ours is found: `measure` of the runs that `runs` names for a seed.
+    """One number or claim of the paper, and how ours is found."""
 
-    `kind`: "exact" (a fact without runs, compared as printed by `form`); "points" (accuracies and their differences:
-    the interval of our mean against paper ± `margin`); "value" (the interval of one more seed against paper ±
-    `margin`); "log" (the same within a factor of `margin`); "above" and "below" (`paper` is the bound). `least`: the
-    paper's number is only known to lie between it and `paper`. `networks`: the runs' networks and test images are
-    needed. `cannot`: why it cannot be checked. `note`: what a reader should know. `main`: part of the summary.
-    """
-
-    source: str
-    name: str
-    paper: float
-    measure: Callable[..., float]
-    runs: RunsOfSeed | None = None
-    kind: str = "value"
-    margin: float = 0.0
-    least: float = math.nan
-    form: str = ""
-    networks: bool = False
-    cannot: str = ""
-    note: str = ""
-    main: bool = False
+    source: str  # the table, figure or section of the paper
+    name: str  # what is claimed, with its unit
+    paper: float  # the printed number; of kinds "above" and "below" the bound
+    measure: Callable[..., float]  # takes the runs of one seed, in the order of `runs`; without any for kind "exact"
+    runs: RunsOfSeed | None = None  # None: there are none to measure
+    minus: RunsOfSeed | None = None  # what `measure` gives for these runs of the same seed is subtracted
+    kind: str = "value"  # one of KINDS: what is compared with what
+    margin: float = 0.0  # accepted on either side of the paper's number; of kind "log" a factor
+    least: float = math.nan  # the paper's number is only known to lie between `least` and `paper`
+    form: str = ""  # of kind "exact": format of the number as printed, such as ".2f"
+    networks: bool = False  # whether the runs' networks and test images are needed, besides their numbers
+    cannot: str = ""  # why the claim cannot be checked; empty if it can
+    note: str = ""  # what a reader should know about the comparison
+    main: bool = False  # whether it belongs to the summary
 
     @property
     def target(self) -> tuple[float, float]:
-        """The range in which our interval must lie (of kind "log": in decades)."""
-        if self.kind in ("above", "below"):
-            return (self.paper, math.inf) if self.kind == "above" else (-math.inf, self.paper)
+        """The range (low, high) in which our interval must lie; where `in_decades`, of logarithms."""
+        if self.kind == "above":
+            return self.paper, math.inf
+        if self.kind == "below":
+            return -math.inf, self.paper
         low = self.paper if math.isnan(self.least) else self.least
-        if self.kind == "log":
+        if self.in_decades:
             return math.log10(low / self.margin), math.log10(self.paper * self.margin)
         return low - self.margin, self.paper + self.margin
 
+    @property
+    def in_decades(self) -> bool:
+        """Whether the logarithms to base 10 are judged."""
+        return self.kind == "log"
 
-def sparse(p: Profile, *lams: float, dataset: str | None = None) -> RunsOfSeed:
-    """The sparse-trained networks at these λ; without any, at the chosen one."""
-    return lambda seed: [p.sparse_config(lam, seed, dataset) for lam in lams or [p.lam]]
+    @property
+    def of_one_more_seed(self) -> bool:
+        """Whether the interval of one more seed is judged, not that of the mean."""
+        return self.kind in ("value", "log")
 
+    def configs(self, seed: int) -> list[RunConfig]:
+        """All runs that the claim needs for a seed."""
+        if self.runs is None:
+            return []
+        if self.minus is None:
+            return self.runs(seed)
+        return [*self.runs(seed), *self.minus(seed)]
 
-def pruned(p: Profile, *rates: float, **changes) -> RunsOfSeed:
-    """The chosen λ's network pruned at these rates and fine-tuned; `changes` as of `Profile.pruned_config`."""
-    return lambda seed: [p.pruned_config(rate, seed, **changes) for rate in rates]
-
-
-def by_criterion(p: Profile, criterion: str) -> RunsOfSeed:
-    """Table 4's fine-tunings by one criterion, which count as their mean."""
-    return lambda seed: [p.pruned_config(HALF, seed, criterion, repeat) for repeat in range(p.repeats)]
-
-
-def gain_claim(p: Profile, source: str, name: str, paper: float, runs: RunsOfSeed, minus: RunsOfSeed, **more) -> Claim:
-    """A difference in accuracy, in points, paired by seed: `runs` minus `minus`."""
-    more = {"kind": "points", "margin": MARGIN, "cannot": not_cifar(p)} | more
-    measure = partial(gain, first=len(runs(0)))
-    return Claim(source, f"accuracy, {name}, points", paper, measure, lambda seed: [*runs(seed), *minus(seed)], **more)
-
-
-def accuracy_claim(
-    p: Profile, source: str, name: str, printed: float, runs: RunsOfSeed, base: tuple = (), **more
-) -> Claim:
-    """An accuracy in %: itself where the profile trains as the paper does, else minus that of `base`.
-
-    `base` (name, printed, runs) is of the same seed, so that what its runs share (image size, epochs, augmentation)
-    drops out; without one the number cannot be checked by such a profile.
-    """
-    if base and not p.judges_accuracy:
-        base_name, base_printed, base_runs = base
-        return gain_claim(p, source, f"{name} − {base_name}", round(printed - base_printed, 2), runs, base_runs, **more)
-    other = "" if p.judges_accuracy else f"profile {p.name} does not train as the paper does; differences are compared"
-    more["cannot"] = more.get("cannot") or not_cifar(p) or other
-    return Claim(source, f"accuracy, {name}, %", printed, accuracy, runs, "points", MARGIN, **more)
-
-
-def not_cifar(p: Profile) -> str:
-    """Why this profile says nothing about the paper's accuracies; empty if it does."""
-    return "" if p.dataset == "cifar10" else f"profile {p.name} trains on {p.dataset}, not on CIFAR"
-
-
-SECTIONS = ("§ 2.3", "§ 3.2.1", "§ 3.2.3", "§ 3.2.5")
-SOURCES = ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 6", *SECTIONS)
-COSTS = {  # columns of Tables 3 and 6: label, as printed, margin: 5 % of the dense network's
-    "parameters_m": ("parameters, M", ".2f", 0.211),
-    "flops": ("FLOPs", ".2e", 1.15e7),
-    "fewer_parameters_pct": ("fewer parameters, %", ".1f", 5.0),
-    "fewer_flops_pct": ("fewer FLOPs, %", ".1f", 5.0),
-}
+    def value(self, seed: int, runs: dict[RunConfig, Run]) -> float:
+        """Ours for a seed, from its finished runs."""
+        ours = self.measure(*[runs[config] for config in self.runs(seed)])
+        if self.minus is None:
+            return ours
+        other = self.measure(*[runs[config] for config in self.minus(seed)])
+        return round(ours - other, 9)  # equal accuracies differ by 0, not by a rounding error
 
 
 def claims(p: Profile) -> list[Claim]:
-    """Every number and claim of the paper, in the order of SOURCES, as profile `p` checks it."""
-    groups = (_table_1, _exact_costs, _filters_kept, _table_2, _table_3, _table_4, _table_5, _table_6)
-    groups += (_figure_6, _gammas, _generalisation, _criterion)
-    return sorted((claim for group in groups for claim in group(p)), key=lambda claim: SOURCES.index(claim.source))
+    """Every number and claim of the paper, in its order, as profile `p` checks it."""
+    return [
+        *_table_1(),
+        *_table_2(p),
+        *_table_3(p),
+        *_table_4(p),
+        *_table_5(p),
+        *_table_6(p),
+        *_figure_6(p),
+        *_section_2_3(p),
+        *_section_3_2_1(p),
+        *_section_3_2_3(p),
+        *_section_3_2_5(p),
+    ]
+
+
+def _table_1() -> Iterator[Claim]:
+    """The blocks' shares. Leaving out some layers outside of the blocks, which the notes name, gives the paper's."""
+    layers = pd.DataFrame(layer_costs(MobileNetV3Large()))
+    in_blocks = layers.name.str.startswith("blocks")
+    outer_batch_norms = ~in_blocks & (layers.type == "BatchNorm2d")
+    linear = layers.type == "Linear"
+    yield from _share_claims("parameters", layers, in_blocks, outer_batch_norms, "stem's and head's BatchNorms")
+    yield from _share_claims("flops", layers, in_blocks, linear, "linear layers")
+
+
+def _share_claims(
+    column: str, layers: pd.DataFrame, in_blocks: pd.Series, left_out: pd.Series, left_out_name: str
+) -> Iterator[Claim]:
+    printed = paper.TABLE_1[f"{column}_pct"]
+    cost = layers[column]
+    share = 100 * cost[in_blocks].sum() / cost.sum()
+    share_without = 100 * cost[in_blocks].sum() / cost[~left_out].sum()
+    note = f"{share_without:.2f} in the blocks without the {left_out_name}"
+    yield exact_claim("Table 1", f"{column} of the blocks, %", printed["blocks"], share, ".2f", note, main=False)
+    yield exact_claim("Table 1", f"{column} of the rest, %", printed["rest"], 100 - share, ".2f", note, main=False)
+
+
+def _table_2(p: Profile) -> Iterator[Claim]:
+    """The threshold of m by rate, and the ranges of γ and S between one threshold and the next."""
+    previous_threshold = 0.0
+    for i, row in paper.TABLE_2.iterrows():
+        for column in ("threshold", "gamma_min", "gamma_max", "sparsity_min", "sparsity_max"):
+            if column.startswith("sparsity"):
+                kind = "value"
+                margin = 0.1
+            else:
+                kind = "log"
+                margin = 3
+            cannot = ""
+            if column.startswith("gamma") and row[column] < previous_threshold:
+                before = f"{previous_threshold:.2g}"
+                cannot = f"impossible as printed: |γ| ≥ m, and m exceeds the threshold before, {before}"
+            yield Claim(
+                "Table 2",
+                f"{column.replace('_', ' ')} at {row.rate:.0%}",
+                paper=row[column],
+                measure=partial(measures.table_2_entry, row=i, column=column),
+                runs=sparse(p),
+                kind=kind,
+                margin=margin,
+                cannot=cannot,
+            )
+        previous_threshold = row.threshold
+    jump = measures.largest_jump(paper.TABLE_2)
+    yield Claim(
+        "Table 2",
+        "largest jump of the threshold between rates, decades",
+        paper=jump.decades,
+        measure=measures.jump_decades,
+        runs=sparse(p),
+        margin=1,
+        main=True,
+    )
+    yield Claim(
+        "Table 2",
+        "rate after that jump, %",
+        paper=jump.rate,
+        measure=measures.jump_rate,
+        runs=sparse(p),
+        margin=5,
+        main=True,
+    )
+
+
+class CostColumn(NamedTuple):
+    """A column of costs in Tables 3 and 6."""
+
+    label: str
+    form: str  # format of its numbers as printed
+    margin: float  # 5 % of the dense network's
+
+
+COST_COLUMNS = {
+    "parameters_m": CostColumn("parameters, M", ".2f", 0.211),
+    "flops": CostColumn("FLOPs", ".2e", 1.15e7),
+    "fewer_parameters_pct": CostColumn("fewer parameters, %", ".1f", 5.0),
+    "fewer_flops_pct": CostColumn("fewer FLOPs, %", ".1f", 5.0),
+}
+
+
+def _table_3(p: Profile) -> Iterator[Claim]:
+    """CIFAR-10: accuracy and costs by rate."""
+    unpruned = paper.TABLE_3.iloc[0]
+    yield from _exact_costs("Table 3", "dense network", unpruned, measures.costs(10))
+    at_half = paper.TABLE_3.set_index("rate").loc[HALF]
+    widths = tuple(paper.TABLE_5.after)
+    rule = "the rule for SE's width was taken from this table"
+    yield from _exact_costs("Table 3", "network of Table 5's widths", at_half, measures.costs(10, widths), rule)
+    yield accuracy_claim(p, "Table 3", "unpruned", printed=unpruned.accuracy_pct, runs=sparse(p, 0.0))
+    for row in paper.TABLE_3[1:].itertuples():
+        yield accuracy_claim(
+            p,
+            "Table 3",
+            f"{row.rate:.0%} pruned",
+            printed=row.accuracy_pct,
+            runs=pruned(p, row.rate),
+            baseline=plain_network(p),
+            main=row.rate == HALF,
+        )
+        yield from _costs_at_rate("Table 3", row, 10, sparse(p))
+
+
+def _exact_costs(source: str, name: str, printed: pd.Series, ours: dict, note: str = "") -> Iterator[Claim]:
+    """The costs in one row of Table 3 or 6 that follow from the architecture alone."""
+    for column, about in COST_COLUMNS.items():
+        if printed[column] != 0:  # the dense network saves nothing, which is no claim
+            yield exact_claim(source, f"{about.label}, {name}", printed[column], ours[column], about.form, note)
+
+
+def _costs_at_rate(
+    source: str,
+    printed: NamedTuple,
+    num_classes: int,
+    runs: RunsOfSeed | None,
+    cannot: str = "",
+    cannot_parameters: str = "",
+) -> Iterator[Claim]:
+    """The costs in one row of Table 3 or 6. They follow from the sparse-trained network's scores, without fine-tuning.
+
+    `cannot_parameters`: why the row's numbers of parameters cannot be checked.
+    """
+    for column, about in COST_COLUMNS.items():
+        reason = cannot
+        if not reason and "parameters" in column:
+            reason = cannot_parameters
+        yield Claim(
+            source,
+            f"{about.label}, {printed.rate:.0%} pruned",
+            paper=getattr(printed, column),
+            measure=partial(measures.cost_at_rate, rate=printed.rate, num_classes=num_classes, column=column),
+            runs=runs,
+            margin=about.margin,
+            cannot=reason,
+            main=printed.rate == HALF and column.startswith("fewer"),
+        )
+
+
+def _table_4(p: Profile) -> Iterator[Claim]:
+    """Criteria compared at 50 %."""
+    ours = pruned_by_criterion(p, "gamma_sparsity")
+    yield accuracy_claim(
+        p, "Table 4", f"m at {HALF:.0%}", printed=paper.TABLE_4_OURS_PCT, runs=ours, baseline=plain_network(p)
+    )
+    yield difference_claim(
+        p,
+        "Table 4",
+        f"{HALF:.0%} pruned − sparse-trained",
+        printed=paper.TABLE_4_GAIN_PCT,
+        runs=pruned(p, HALF),
+        minus=sparse(p),
+        main=True,
+    )
+    for criterion in ("gamma", "sparsity", "l1", "l1_gamma"):  # the paper's own numbers are missing in our copy
+        yield difference_claim(
+            p,
+            "Table 4",
+            f"m − {criterion} at {HALF:.0%}",
+            printed=0,
+            runs=ours,
+            minus=pruned_by_criterion(p, criterion),
+            kind="above",
+            main=True,
+        )
+
+
+def _table_5(p: Profile) -> Iterator[Claim]:
+    """Widths before and after pruning 50 %."""
+    agreeing = (paper.TABLE_5.before == DENSE_WIDTHS).sum()
+    yield exact_claim("Table 5", "dense widths that agree", len(paper.TABLE_5), agreeing, ".0f", main=False)
+    order = torch.randperm(sum(DENSE_WIDTHS), generator=torch.Generator().manual_seed(0))
+    distinct_scores = order.double().split(DENSE_WIDTHS)
+    kept = sum(int(mask.sum()) for mask in keep_masks(distinct_scores, HALF))
+    rule = "the rule m ≤ t was taken from this number"
+    yield exact_claim("Table 5", f"filters kept at {HALF:.0%}", paper.TABLE_5.after.sum(), kept, ".0f", rule)
+    for row in paper.TABLE_5.itertuples():
+        yield Claim(
+            "Table 5",
+            f"width of block {row.block} after {HALF:.0%}",
+            paper=row.after,
+            measure=partial(measures.kept_width, rate=HALF, block=row.block),
+            runs=sparse(p),
+            margin=0.1 * row.before,
+        )
+
+
+def _table_6(p: Profile) -> Iterator[Claim]:
+    """CIFAR-100: accuracy and costs by rate."""
+    unpruned = paper.TABLE_6.iloc[0]
+    yield from _exact_costs("Table 6", "dense network", unpruned, measures.costs(100))
+    no_data = "" if p.second else f"profile {p.name} has no second data set"
+    # the paper does not say whether its unpruned network is the plain or the sparse-trained one
+    dense = sparse(p, dataset=p.second) if p.second else None
+    yield accuracy_claim(p, "Table 6", "unpruned", printed=unpruned.accuracy_pct, runs=dense)
+    for row in paper.TABLE_6[1:].itertuples():
+        yield accuracy_claim(
+            p,
+            "Table 6",
+            f"{row.rate:.0%} pruned",
+            printed=row.accuracy_pct,
+            runs=pruned(p, row.rate, dataset=p.second) if p.second else None,
+            baseline=Baseline("unpruned", unpruned.accuracy_pct, dense),
+            cannot=no_data,
+            main=row.rate == HALF,
+        )
+        impossible = ""
+        if row.rate == paper.IMPOSSIBLE_RATE:
+            impossible = "impossible as printed: whichever filters go, more parameters stay (notebook 08)"
+        yield from _costs_at_rate("Table 6", row, 100, dense, no_data, impossible)
+
+
+def _figure_6(p: Profile) -> Iterator[Claim]:
+    """Accuracy after sparse training, by λ."""
+    yield accuracy_claim(p, "Figure 6", "λ = 0", printed=_printed_accuracy(0.0), runs=sparse(p, 0.0))
+    for printed_lam, our_lam in counterparts(p).items():
+        if our_lam is None:
+            name = f"λ = {printed_lam:g}"
+            runs = None
+            cannot = f"profile {p.name} has no λ so far from its own"
+        else:
+            name = f"λ = {printed_lam:g}" if our_lam == printed_lam else f"λ = {printed_lam:g} (ours: {our_lam:g})"
+            runs = sparse(p, our_lam)
+            cannot = ""
+        yield accuracy_claim(
+            p,
+            "Figure 6",
+            name,
+            printed=_printed_accuracy(printed_lam),
+            runs=runs,
+            baseline=plain_network(p),
+            cannot=cannot,
+            main=True,
+        )
+
+
+def counterparts(p: Profile) -> dict[float, float | None]:
+    """For each λ > 0 of Figure 6 the profile's λ that stands for it, or None if there is none; ascending.
+
+    λ acts through the number of training steps, so equal values do not mean equal training. The chosen λ of the paper
+    and that of the profile stand for each other, so do the next larger ones, and so on in both directions.
+    """
+    printed = sorted(lam for lam in paper.FIGURE_6.lam if lam > 0)
+    ours = sorted(lam for lam in p.lams if lam > 0)
+    pairs = {}
+    for lam in printed:
+        steps_from_chosen = printed.index(lam) - printed.index(paper.CHOSEN_LAM)
+        place = ours.index(p.lam) + steps_from_chosen
+        pairs[lam] = ours[place] if 0 <= place < len(ours) else None
+    return pairs
+
+
+def _printed_accuracy(lam: float) -> float:
+    """The paper's accuracy after sparse training at λ = `lam`, in %."""
+    return float(paper.FIGURE_6.set_index("lam").accuracy_pct[lam])
+
+
+def _section_2_3(p: Profile) -> Iterator[Claim]:
+    """The threshold of S."""
+    yield Claim(
+        "§ 2.3",
+        f"layer's mean better than filter's own: accuracy after cutting {HALF:.0%}, points",
+        paper=0,
+        measure=measures.own_mean_gain,
+        runs=sparse(p),
+        kind="above",
+        networks=True,
+        main=True,
+    )
+
+
+def _section_3_2_1(p: Profile) -> Iterator[Claim]:
+    """What λ does."""
+    yield Claim(
+        "§ 3.2.1",
+        "γ gathers near 0: rank correlation of λ and median |γ|",
+        paper=0,
+        measure=measures.gamma_gathers,
+        runs=sparse_at_all_lams(p),
+        kind="below",
+        main=True,
+    )
+    yield Claim(
+        "§ 3.2.1",
+        "S hardly depends on λ: largest change of its mean, %",
+        paper=10,
+        measure=measures.sparsity_change,
+        runs=sparse_at_all_lams(p),
+        kind="below",
+        main=True,
+    )
+    yield Claim(
+        "§ 3.2.1",
+        f"no convergence at λ = {p.huge_lam:g}: accuracy, %",
+        paper=20,
+        measure=accuracy,
+        runs=sparse(p, p.huge_lam),
+        kind="below",
+        note="the bound is twice chance; a run may also diverge",
+        main=True,
+    )
+
+
+def _section_3_2_3(p: Profile) -> Iterator[Claim]:
+    """Pruning up to some rate improves accuracy, and 70 % breaks the network."""
+    best = pruned(p, paper.BEST_RATE)
+    not_trained = ""
+    if paper.BEST_RATE not in p.rates:
+        not_trained = data_caution(p) or f"profile {p.name} does not train {paper.BEST_RATE:.0%}"
+    yield Claim(
+        "§ 3.2.3",
+        "best rate, %",
+        paper=100 * paper.BEST_RATE,
+        measure=accuracy,
+        cannot="the paper chose the best of 14 rates on test images; nothing is chosen on them here",
+    )
+    name = f"{paper.BEST_RATE:.0%} pruned (the paper's best)"
+    yield accuracy_claim(p, "§ 3.2.3", name, printed=paper.BEST_ACCURACY_PCT, runs=best, cannot=not_trained)
+    yield difference_claim(
+        p,
+        "§ 3.2.3",
+        f"{name} − sparse-trained",
+        printed=round(paper.BEST_ACCURACY_PCT - _printed_accuracy(paper.CHOSEN_LAM), 2),
+        runs=best,
+        minus=sparse(p),
+        cannot=not_trained,
+    )
+    yield difference_claim(
+        p,
+        "§ 3.2.3",
+        f"{name} − plain network",
+        printed=round(paper.BEST_ACCURACY_PCT - _printed_accuracy(0.0), 2),
+        runs=best,
+        minus=sparse(p, 0.0),
+        cannot=not_trained,
+    )
+    yield difference_claim(
+        p,
+        "§ 3.2.3",
+        f"pruning generalises better: {HALF:.0%} − rate 0 fine-tuned as long",
+        printed=0,
+        runs=pruned(p, HALF),
+        minus=pruned(p, 0.0),
+        kind="above",
+        main=True,
+    )
+    last_whole = 100 * paper.TABLE_3.rate.max()
+    broken = 100 * paper.COLLAPSE_RATE
+    yield Claim(
+        "§ 3.2.3",
+        "rate that empties a block, %",
+        paper=broken,
+        measure=measures.collapse_rate,
+        runs=sparse(p),
+        margin=5,
+        least=last_whole,
+        note=f"the paper's lies between {last_whole:.0f} and {broken:.0f} %",
+        main=True,
+    )
+
+
+def _section_3_2_5(p: Profile) -> Iterator[Claim]:
+    """What the remaining maps learn in fine-tuning."""
+    yield Claim(
+        "§ 3.2.5",
+        "remaining maps learn more: change of their effective rank in fine-tuning, %",
+        paper=0,
+        measure=feature_maps.rank_change,
+        runs=before_and_after_finetuning(p),
+        kind="above",
+        networks=True,
+        main=True,
+    )
+    yield Claim(
+        "§ 3.2.5",
+        "remaining maps learn more: change of their class share in fine-tuning, %",
+        paper=0,
+        measure=feature_maps.class_share_change,
+        runs=before_and_after_finetuning(p),
+        kind="above",
+        networks=True,
+        main=True,
+    )
 
 
 def questions(p: Profile) -> list[Claim]:
     """What a reader asks beyond the paper: "reproduced" answers yes, "not reproduced" no."""
-    longer, half, scratch = pruned(p, 0.0), pruned(p, HALF), pruned(p, HALF, inherit=False)
-    slimming = pruned(p, HALF, criterion="gamma")
-    ask, compare = partial(Claim, "Beyond the paper"), partial(gain_claim, p, "Beyond the paper")
-    least = {"kind": "above", "paper": -MARGIN}
-    dead = "share of dead filters, |γ| < 1e-4, between 40 and 50 % as in the paper"
+    source = "Beyond the paper"
     return [
-        ask(dead, 50, measures.dead_share, sparse(p), least=40),
-        compare("rate 0 fine-tuned as long − 50%, no worse than half a point", runs=longer, minus=half, **least),
-        compare("the pruned shape from scratch − 50%, no worse than half a point", runs=scratch, minus=half, **least),
-        compare("m − γ alone at 50%, equal to half a point", 0, half, slimming),
-        ask("filters that m and γ alone both keep at 50%, above 95 %", 95, measures.kept_by_both, sparse(p), "above"),
+        Claim(
+            source,
+            "share of dead filters, |γ| < 1e-4, between 40 and 50 % as in the paper",
+            paper=50,
+            measure=measures.dead_share,
+            runs=sparse(p),
+            least=40,
+        ),
+        difference_claim(
+            p,
+            source,
+            "rate 0 fine-tuned as long − 50%, no worse than half a point",
+            printed=-MARGIN,
+            runs=pruned(p, 0.0),
+            minus=pruned(p, HALF),
+            kind="above",
+        ),
+        difference_claim(
+            p,
+            source,
+            "the pruned shape from scratch − 50%, no worse than half a point",
+            printed=-MARGIN,
+            runs=pruned(p, HALF, inherit=False),
+            minus=pruned(p, HALF),
+            kind="above",
+        ),
+        difference_claim(
+            p,
+            source,
+            "m − γ alone at 50%, equal to half a point",
+            printed=0,
+            runs=pruned(p, HALF),
+            minus=pruned(p, HALF, criterion="gamma"),
+        ),
+        Claim(
+            source,
+            "filters that m and γ alone both keep at 50%, above 95 %",
+            paper=95,
+            measure=measures.kept_by_both,
+            runs=sparse(p),
+            kind="above",
+        ),
     ]
 
 
-def _exact(source: str, name: str, printed: float, ours: float, form: str, note: str = "", main: bool = True) -> Claim:
-    return Claim(source, name, float(printed), lambda: float(ours), kind="exact", form=form, note=note, main=main)
+class Baseline(NamedTuple):
+    """What an accuracy is compared with where the profile does not train as the paper does."""
+
+    name: str
+    printed: float  # its accuracy in the paper, %
+    runs: RunsOfSeed | None
 
 
-def _table_1(p: Profile) -> Iterator[Claim]:
-    layers = pd.DataFrame(layer_costs(MobileNetV3Large()))
-    inside = layers.name.str.startswith("blocks")
-    outer = ~inside & (layers.type == "BatchNorm2d")
-    for column, part, what in (
-        ("parameters", ~outer, "stem's and head's BatchNorms"),
-        ("flops", layers.type != "Linear", "linear layers"),
-    ):
-        cost, printed = layers[column], paper.TABLE_1[f"{column}_pct"]
-        share, without = (100 * cost[inside].sum() / cost[rows].sum() for rows in (cost.index, part))
-        note = f"{without:.2f} in the blocks without the {what}"
-        yield _exact("Table 1", f"{column} of the blocks, %", printed["blocks"], share, ".2f", note, main=False)
-        yield _exact("Table 1", f"{column} of the rest, %", printed["rest"], 100 - share, ".2f", note, main=False)
+def plain_network(p: Profile) -> Baseline:
+    """Training without the penalty."""
+    return Baseline("plain network", _printed_accuracy(0.0), sparse(p, 0.0))
 
 
-def _exact_costs(p: Profile) -> Iterator[Claim]:
-    rule = "the rule for SE's width was taken from this table"
-    for source, name, row, network, note in (
-        ("Table 3", "dense network", paper.TABLE_3.iloc[0], (10,), ""),
-        ("Table 3", "network of Table 5's widths", paper.TABLE_3.iloc[5], (10, tuple(paper.TABLE_5.after)), rule),
-        ("Table 6", "dense network", paper.TABLE_6.iloc[0], (100,), ""),
-    ):
-        for column, (label, form, _) in COSTS.items():
-            if row[column]:
-                yield _exact(source, f"{label}, {name}", row[column], measures.costs(*network)[column], form, note)
+def accuracy_claim(
+    p: Profile,
+    source: str,
+    name: str,
+    printed: float,
+    runs: RunsOfSeed | None,
+    baseline: Baseline | None = None,
+    cannot: str = "",
+    main: bool = False,
+) -> Claim:
+    """An accuracy in %: itself where the profile trains as the paper does, else its difference to the `baseline`'s.
 
-
-def _filters_kept(p: Profile) -> Iterator[Claim]:
-    agree = (paper.TABLE_5.before == DENSE_WIDTHS).sum()
-    yield _exact("Table 5", "dense widths that agree", len(paper.TABLE_5), agree, ".0f", main=False)
-    order = torch.randperm(sum(DENSE_WIDTHS), generator=torch.Generator().manual_seed(0))
-    distinct = order.double().split(DENSE_WIDTHS)
-    kept = sum(int(mask.sum()) for mask in keep_masks(distinct, HALF))
-    rule = "the rule m ≤ t was taken from this number"
-    yield _exact("Table 5", f"filters kept at {HALF:.0%}", paper.TABLE_5.after.sum(), kept, ".0f", rule)
-
-
-def _figure_6(p: Profile) -> Iterator[Claim]:
-    printed = paper.FIGURE_6.sort_values("lam")
-    yield accuracy_claim(p, "Figure 6", "λ = 0", printed.accuracy_pct.iloc[0], sparse(p, 0.0))
-    ours = sorted(p.lams)
-    shift = ours.index(p.lam) - printed.lam.tolist().index(paper.CHOSEN_LAM)  # pairs both chosen ones
-    for place, row in enumerate(printed[1:].itertuples(), 1 + shift):
-        name, claim = f"λ = {row.lam:g}", partial(accuracy_claim, p, "Figure 6", main=True)
-        if 0 < place < len(ours):
-            name += f" (ours: {ours[place]:g})" if ours[place] != row.lam else ""
-            yield claim(name, row.accuracy_pct, sparse(p, ours[place]), _plain(p))
-        else:
-            base, lack = (*_plain(p)[:2], _no_runs), f"profile {p.name} has no λ so far from its own"
-            yield claim(name, row.accuracy_pct, _no_runs, base, cannot=lack)
-
-
-def _plain(p: Profile) -> tuple[str, float, RunsOfSeed]:
-    return "plain network", paper.FIGURE_6.accuracy_pct[0], sparse(p, 0.0)
-
-
-def _table_2(p: Profile) -> Iterator[Claim]:
-    claim, networks = partial(Claim, "Table 2"), sparse(p)
-    for i, row in paper.TABLE_2.iterrows():
-        previous = paper.TABLE_2.threshold[i - 1] if i else 0.0
-        for column in paper.TABLE_2.columns[1:]:
-            judged = {"margin": 0.1} if column.startswith("sparsity") else {"kind": "log", "margin": 3}
-            if column.startswith("gamma") and row[column] < previous:
-                judged["cannot"] = f"impossible as printed: |γ| ≥ m, and m exceeds the threshold before, {previous:.2g}"
-            name = f"{column.replace('_', ' ')} at {row.rate:.0%}"
-            yield claim(name, row[column], partial(_table_2_entry, i, column), networks, **judged)
-    decades, rate = measures.largest_jump(paper.TABLE_2)
-    name = "largest jump of the threshold between rates, decades"
-    yield claim(
-        name, decades, lambda run: measures.largest_jump(measures.table_2(run))[0], networks, margin=1, main=True
-    )
-    name = "rate after that jump, %"
-    yield claim(name, rate, lambda run: measures.largest_jump(measures.table_2(run))[1], networks, margin=5, main=True)
-
-
-def _table_2_entry(row: int, column: str, run: Run) -> float:
-    return float(measures.table_2(run)[column][row])
-
-
-def _table_3(p: Profile) -> Iterator[Claim]:
-    yield accuracy_claim(p, "Table 3", "unpruned", paper.TABLE_3.accuracy_pct[0], sparse(p, 0.0))
-    for row in paper.TABLE_3[1:].itertuples():
-        name, main = f"{row.rate:.0%} pruned", row.rate == HALF
-        yield accuracy_claim(p, "Table 3", name, row.accuracy_pct, pruned(p, row.rate), _plain(p), main=main)
-        yield from _costs("Table 3", row, 10, sparse(p), "")
-
-
-def _table_6(p: Profile) -> Iterator[Claim]:
-    lack = "" if p.second else f"profile {p.name} has no second data set"
-    dense, cannot = sparse(p, dataset=p.second) if p.second else _no_runs, lack or not_cifar(p)
-    first = ("unpruned", paper.TABLE_6.accuracy_pct[0], dense)  # plain or sparse-trained: it is not said
-    yield accuracy_claim(p, "Table 6", *first)
-    for row in paper.TABLE_6[1:].itertuples():
-        more = {"cannot": cannot, "main": row.rate == HALF}
-        runs = pruned(p, row.rate, dataset=p.second) if p.second else _no_runs
-        yield accuracy_claim(p, "Table 6", f"{row.rate:.0%} pruned", row.accuracy_pct, runs, first, **more)
-        impossible = "impossible as printed: whichever filters go, more parameters stay (notebook 08)"
-        yield from _costs("Table 6", row, 100, dense, lack, impossible if row.rate == paper.IMPOSSIBLE_RATE else "")
-
-
-def _no_runs(seed: int) -> list[RunConfig]:
-    return []
-
-
-def _costs(source: str, row, num_classes: int, runs: RunsOfSeed, lack: str, impossible: str = "") -> Iterator[Claim]:
-    """The costs at one rate: they follow from the sparse-trained network's scores, without fine-tuning.
-
-    `impossible`: why the row's numbers of parameters cannot be.
+    The baseline is of the same seed, so that what its runs share (image size, epochs, augmentation) drops out. Without
+    one, such a profile cannot check the number.
     """
-    for column, (label, _, margin) in COSTS.items():
-        main = row.rate == HALF and column.startswith("fewer")
-        measure = partial(_cost, column, num_classes, row.rate)
-        name, cannot = f"{label}, {row.rate:.0%} pruned", lack or impossible * ("parameters" in column)
-        yield Claim(source, name, getattr(row, column), measure, runs, margin=margin, cannot=cannot, main=main)
-
-
-def _cost(column: str, num_classes: int, rate: float, run: Run) -> float:
-    return measures.costs(num_classes, measures.kept_widths(run, rate))[column]
-
-
-def _table_4(p: Profile) -> Iterator[Claim]:
-    ours = by_criterion(p, "gamma_sparsity")
-    yield accuracy_claim(p, "Table 4", f"m at {HALF:.0%}", paper.TABLE_4_OURS_PCT, ours, _plain(p))
-    claim = partial(gain_claim, p, "Table 4", main=True)
-    yield claim(f"{HALF:.0%} pruned − sparse-trained", paper.TABLE_4_GAIN_PCT, pruned(p, HALF), sparse(p))
-    for name in ("gamma", "sparsity", "l1", "l1_gamma"):  # the paper's own numbers are missing in our copy
-        yield claim(f"m − {name} at {HALF:.0%}", 0, ours, by_criterion(p, name), kind="above")
-
-
-def _table_5(p: Profile) -> Iterator[Claim]:
-    for row in paper.TABLE_5.itertuples():
-        name, tenth = f"width of block {row.block} after {HALF:.0%}", 0.1 * row.before
-        yield Claim("Table 5", name, row.after, partial(_width, row.block), sparse(p), margin=tenth)
-
-
-def _width(block: int, run: Run) -> float:
-    return measures.kept_widths(run, HALF)[block]
-
-
-def _gammas(p: Profile) -> Iterator[Claim]:
-    """Section 3.2.1: what λ does."""
-    claim, lams = partial(Claim, "§ 3.2.1", main=True), sparse(p, *sorted(p.lams))
-    yield claim("γ gathers near 0: rank correlation of λ and median |γ|", 0, measures.gamma_gathers, lams, "below")
-    yield claim("S hardly depends on λ: largest change of its mean, %", 10, measures.sparsity_change, lams, "below")
-    name, note = (
-        f"no convergence at λ = {p.huge_lam:g}: accuracy, %",
-        "the bound is twice chance; a run may also diverge",
-    )
-    yield claim(name, 20, measures.accuracy, sparse(p, p.huge_lam), "below", note=note)
-
-
-def _generalisation(p: Profile) -> Iterator[Claim]:
-    """Section 3.2.3: pruning up to some rate improves accuracy, and 70 % breaks the network."""
-    claim, best, runs = partial(Claim, "§ 3.2.3"), paper.BEST_ACCURACY_PCT, pruned(p, paper.BEST_RATE)
-    chosen = "the paper chose the best of 14 rates on test images; nothing is chosen on them here"
-    yield claim("best rate, %", 100 * paper.BEST_RATE, measures.accuracy, cannot=chosen)
-    absent = "" if paper.BEST_RATE in p.rates else f"profile {p.name} does not train {paper.BEST_RATE:.0%}"
-    more, name = {"cannot": not_cifar(p) or absent}, f"{paper.BEST_RATE:.0%} pruned (the paper's best)"
-    yield accuracy_claim(p, "§ 3.2.3", name, best, runs, (), **more)
-    for what, lam, base in (("sparse-trained", paper.CHOSEN_LAM, sparse(p)), ("plain network", 0.0, sparse(p, 0.0))):
-        printed = paper.FIGURE_6.set_index("lam").accuracy_pct[lam]
-        yield gain_claim(p, "§ 3.2.3", f"{name} − {what}", round(best - printed, 2), runs, base, **more)
-    name = f"pruning generalises better: {HALF:.0%} − rate 0 fine-tuned as long"
-    yield gain_claim(p, "§ 3.2.3", name, 0, pruned(p, HALF), pruned(p, 0.0), kind="above", main=True)
-    last, first = 100 * paper.TABLE_3.rate.max(), 100 * paper.COLLAPSE_RATE
-    more = {"least": last, "margin": 5, "note": f"the paper's lies between {last:.0f} and {first:.0f} %", "main": True}
-    yield claim("rate that empties a block, %", first, lambda run: measures.collapse(run)[0], sparse(p), **more)
-
-
-def _criterion(p: Profile) -> Iterator[Claim]:
-    """Section 2.3, the threshold of S, and section 3.2.5, what the remaining maps learn."""
-    more = {"kind": "above", "networks": True, "main": True}
-    name = f"layer's mean better than filter's own: accuracy after cutting {HALF:.0%}, points"
-    yield Claim("§ 2.3", name, 0, measures.own_mean_gain, sparse(p), **more)
-    for name, column in (("effective rank", "rank"), ("class share", "class_share")):
-        name, measure = f"remaining maps learn more: change of their {name} in fine-tuning, %", partial(_learn, column)
-        yield Claim(
-            "§ 3.2.5", name, 0, measure, lambda seed: [p.sparse_config(seed=seed), p.pruned_config(HALF, seed)], **more
+    if baseline and not p.judges_accuracy:
+        difference = round(printed - baseline.printed, 2)
+        name = f"{name} − {baseline.name}"
+        return difference_claim(
+            p, source, name, printed=difference, runs=runs, minus=baseline.runs, cannot=cannot, main=main
         )
+    cannot = cannot or data_caution(p) or training_caution(p)
+    return Claim(
+        source,
+        f"accuracy, {name}, %",
+        paper=printed,
+        measure=accuracy,
+        runs=runs,
+        kind="points",
+        margin=MARGIN,
+        cannot=cannot,
+        main=main,
+    )
 
 
-def _learn(column: str, before: Run, after: Run) -> float:
-    return feature_maps.maps_learn(before, after)[column]
+def difference_claim(
+    p: Profile,
+    source: str,
+    name: str,
+    printed: float,
+    runs: RunsOfSeed | None,
+    minus: RunsOfSeed | None,
+    kind: str = "points",
+    cannot: str = "",
+    main: bool = False,
+) -> Claim:
+    """A difference in accuracy, in points, paired by seed: that of `runs` minus that of `minus`."""
+    return Claim(
+        source,
+        f"accuracy, {name}, points",
+        paper=printed,
+        measure=accuracy,
+        runs=runs,
+        minus=minus,
+        kind=kind,
+        margin=MARGIN,
+        cannot=cannot or data_caution(p),
+        main=main,
+    )
+
+
+def exact_claim(
+    source: str, name: str, printed: float, ours: float, form: str, note: str = "", main: bool = True
+) -> Claim:
+    """A fact that needs no training. `ours` is compared with `printed` in the format `form`."""
+
+    def measure() -> float:
+        return float(ours)
+
+    return Claim(source, name, paper=float(printed), measure=measure, kind="exact", form=form, note=note, main=main)
+
+
+def data_caution(p: Profile) -> str:
+    """Why this profile says nothing about the paper's accuracies; empty if it trains on the paper's data."""
+    if p.dataset == "cifar10":
+        return ""
+    return f"profile {p.name} trains on {p.dataset}, not on CIFAR"
+
+
+def training_caution(p: Profile) -> str:
+    """Why the accuracies themselves cannot be compared; empty if the profile trains as the paper does."""
+    if p.judges_accuracy:
+        return ""
+    return f"profile {p.name} does not train as the paper does; differences are compared"
+
+
+def sparse(p: Profile, lam: float | None = None, dataset: str | None = None) -> RunsOfSeed:
+    """The sparse-trained network at λ = `lam`; None: at the chosen λ."""
+
+    def configs(seed: int) -> list[RunConfig]:
+        return [p.sparse_config(lam, seed, dataset)]
+
+    return configs
+
+
+def sparse_at_all_lams(p: Profile) -> RunsOfSeed:
+    """The sparse-trained networks at all λ of Figure 6, in order of λ."""
+
+    def configs(seed: int) -> list[RunConfig]:
+        return [p.sparse_config(lam, seed) for lam in sorted(p.lams)]
+
+    return configs
+
+
+def pruned(p: Profile, rate: float, **changes) -> RunsOfSeed:
+    """The chosen λ's network pruned at `rate` and fine-tuned; `changes` as for `Profile.pruned_config`."""
+
+    def configs(seed: int) -> list[RunConfig]:
+        return [p.pruned_config(rate, seed, **changes)]
+
+    return configs
+
+
+def pruned_by_criterion(p: Profile, criterion: str) -> RunsOfSeed:
+    """Table 4's fine-tunings by one criterion; they count as their mean."""
+
+    def configs(seed: int) -> list[RunConfig]:
+        return [p.pruned_config(HALF, seed, criterion, repeat) for repeat in range(p.repeats)]
+
+    return configs
+
+
+def before_and_after_finetuning(p: Profile) -> RunsOfSeed:
+    """The sparse-trained network, and the one pruned from it at HALF and fine-tuned."""
+
+    def configs(seed: int) -> list[RunConfig]:
+        return [p.sparse_config(seed=seed), p.pruned_config(HALF, seed)]
+
+    return configs

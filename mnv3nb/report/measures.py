@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,23 @@ from ..pruning import keep_masks, layer_collapse_rates, prune
 from ..runs.folder import Run
 from ..training import evaluate
 
-DEAD = 1e-4  # |γ| below it: the filter is dead
+DEAD = 1e-4  # a filter with |γ| below it is dead
 HALF = 0.5  # the rate of Tables 4 and 5
+SMALLEST = 1e-38  # stands for a threshold of 0, which has no logarithm
+
+
+class Jump(NamedTuple):
+    """The largest step of the threshold between neighbouring rates of Table 2."""
+
+    decades: float
+    rate: float  # the rate after the step, in %
+
+
+class Collapse(NamedTuple):
+    """Where pruning empties a block first."""
+
+    rate: float  # the smallest rate that empties a block, in %
+    block: int
 
 
 def accuracy(*runs: Run) -> float:
@@ -29,38 +45,142 @@ def accuracy(*runs: Run) -> float:
     return 100 * float(np.mean([run.accuracy for run in runs]))
 
 
-def gain(*runs: Run, first: int) -> float:
-    """Mean accuracy of the `first` runs minus that of the others, in points, on the same test images."""
-    return round(accuracy(*runs[:first]) - accuracy(*runs[first:]), 9)
+def run_table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per run: its config in short, its accuracies and its costs.
+
+    `rate` and `criterion` are missing for a run without pruning. `seed` is that of the sparse-trained network,
+    `tuning_seed` that of the fine-tuning. `accuracy_before_pct` is measured before the first step, and so is
+    `accuracy_folded_pct`, with removed channels compensated for. Accuracies are those on the test set, or, where
+    `holdout` is not 0, on that many held-out training images.
+    """
+    return pd.DataFrame([_run_row(run) for run in runs])
+
+
+def _run_row(run: Run) -> dict:
+    config = run.config
+    sparse = config.parent or config
+    return {
+        "label": config.label,
+        "key": run.key,
+        "dataset": config.dataset,
+        "lam": sparse.train.lam,
+        "criterion": _criterion_label(run),
+        "rate": config.prune.rate if config.prune else math.nan,
+        "seed": sparse.train.seed,
+        "tuning_seed": config.train.seed,
+        "accuracy_before_pct": 100 * run.result["accuracy_before"],
+        "accuracy_pct": accuracy(run),
+        "accuracy_folded_pct": 100 * (run.result.get("accuracy_folded") or math.nan),
+        **_run_costs(run),
+        "dead_pct": dead_share(run),
+        "epochs": config.train.epochs,
+        "hours": run.result["seconds"] / 3600,
+        "holdout": config.holdout,
+    }
+
+
+def _criterion_label(run: Run) -> str | None:
+    cut = run.config.prune
+    if cut is None:
+        return None
+    if cut.ranking == "layer":
+        return f"{cut.criterion} within layers"
+    return cut.criterion
+
+
+def _run_costs(run: Run) -> dict[str, float]:
+    """`costs` of the run's network, with its own number of classes.
+
+    Each class beyond 10 adds FEATURES weights and one bias, so the count of parameters tells how many classes there are.
+    """
+    widths = tuple(run.result["widths"])
+    se_widths = tuple(run.result["squeeze"])
+    parameters, _ = _count(10, widths, se_widths)
+    further_classes = (run.result["parameters"] - parameters) // (FEATURES + 1)
+    return costs(10 + further_classes, widths, se_widths)
+
+
+def costs(
+    num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None
+) -> dict[str, float]:
+    """The cost columns of Tables 3 and 6 at 224 px: parameters_m, flops, fewer_parameters_pct, fewer_flops_pct.
+
+    `widths` of the blocks, None for the dense network's; `squeeze`: hidden channels of SE, None for those that follow
+    from the widths.
+    """
+    dense_parameters, dense_flops = _count(num_classes, None, None)
+    parameters, flops = _count(num_classes, widths, squeeze)
+    return {
+        "parameters_m": parameters / 1e6,
+        "flops": flops,
+        "fewer_parameters_pct": 100 * (1 - parameters / dense_parameters),
+        "fewer_flops_pct": 100 * (1 - flops / dense_flops),
+    }
+
+
+@cache
+def _count(num_classes: int, widths: tuple[int, ...] | None, se_widths: tuple[int, ...] | None) -> tuple[int, int]:
+    """Parameters and FLOPs. The network is built without memory for its weights."""
+    with torch.device("meta"):
+        model = MobileNetV3Large(num_classes, widths, se_widths)
+    return count_parameters(model), count_flops(model)
+
+
+def cost_at_rate(run: Run, rate: float, num_classes: int, column: str) -> float:
+    """One column of `costs` after pruning by m = |γ|·S at `rate`. Fine-tuning does not change it."""
+    return costs(num_classes, kept_widths(run, rate))[column]
 
 
 def dead_share(run: Run) -> float:
-    """Share of the expansions' filters with |γ| < DEAD."""
-    return 100 * float((torch.cat(run.gamma).abs() < DEAD).double().mean())
+    """Share of the expansion filters with |γ| < DEAD."""
+    gamma = torch.cat(run.gamma)
+    return 100 * float((gamma.abs() < DEAD).double().mean())
 
 
 def table_2(run: Run) -> pd.DataFrame:
-    """Table 2's columns: each row is of the filters between the threshold before and its own."""
-    m, gamma, sparsity = (torch.cat(part).double() for part in (run.importance, run.gamma, run.sparsity))
-    order, start, rows = m.argsort(stable=True), 0, []
+    """Table 2's columns. Each row describes the filters between the previous row's threshold and its own."""
+    m = torch.cat(run.importance).double()
+    gamma = torch.cat(run.gamma).double().abs()
+    sparsity = torch.cat(run.sparsity).double()
+    order = m.argsort(stable=True)
+    rows = []
+    start = 0
     for rate in paper.TABLE_2.rate:
-        end = int(len(m) * rate) + 1
-        part, start = order[start:end], end
-        row = m[part[-1]], *gamma[part].abs().aminmax(), *sparsity[part].aminmax()
-        rows.append([rate, *map(float, row)])
-    return pd.DataFrame(rows, columns=paper.TABLE_2.columns)
+        end = int(len(m) * rate) + 1  # as many filters as `keep_masks` removes
+        part = order[start:end]
+        rows.append(
+            {
+                "rate": rate,
+                "threshold": float(m[part[-1]]),
+                "gamma_min": float(gamma[part].min()),
+                "gamma_max": float(gamma[part].max()),
+                "sparsity_min": float(sparsity[part].min()),
+                "sparsity_max": float(sparsity[part].max()),
+            }
+        )
+        start = end
+    return pd.DataFrame(rows)
 
 
-def largest_jump(table: pd.DataFrame) -> tuple[float, float]:
-    """The threshold's largest step between neighbouring rates of Table 2: in decades, and the rate after it."""
-    decades = np.diff(np.log10(table.threshold.clip(lower=1e-38)))
-    return float(decades.max()), 100 * float(table.rate[decades.argmax() + 1])
+def table_2_entry(run: Run, row: int, column: str) -> float:
+    """One number of `table_2`."""
+    return float(table_2(run)[column][row])
 
 
-def collapse(run: Run) -> tuple[float, int]:
-    """The smallest rate that empties a block, and that block."""
-    rates = layer_collapse_rates(run.importance)
-    return 100 * min(rates), int(np.argmin(rates))
+def largest_jump(table: pd.DataFrame) -> Jump:
+    """The largest step of the threshold in a table like Table 2."""
+    decades = np.diff(np.log10(table.threshold.clip(lower=SMALLEST)))
+    return Jump(float(decades.max()), 100 * float(table.rate[decades.argmax() + 1]))
+
+
+def jump_decades(run: Run) -> float:
+    """The largest step of the run's threshold, in decades."""
+    return largest_jump(table_2(run)).decades
+
+
+def jump_rate(run: Run) -> float:
+    """The rate after the largest step of the run's threshold."""
+    return largest_jump(table_2(run)).rate
 
 
 def kept_widths(run: Run, rate: float) -> tuple[int, ...]:
@@ -68,52 +188,31 @@ def kept_widths(run: Run, rate: float) -> tuple[int, ...]:
     return tuple(int(mask.sum()) for mask in keep_masks(run.importance, rate))
 
 
-def costs(
-    num_classes: int, widths: Sequence[int] | None = None, squeeze: Sequence[int] | None = None
-) -> dict[str, float]:
-    """The cost columns of Tables 3 and 6 for a network of these widths (None: the dense network), at 224 px."""
-    (dense, dense_flops), (parameters, flops) = _count(num_classes), _count(num_classes, widths, squeeze)
-    return {
-        "parameters_m": parameters / 1e6,
-        "flops": flops,
-        "fewer_parameters_pct": 100 * (1 - parameters / dense),
-        "fewer_flops_pct": 100 * (1 - flops / dense_flops),
-    }
+def kept_width(run: Run, rate: float, block: int) -> int:
+    """Width of one block after pruning by m = |γ|·S at `rate`."""
+    return kept_widths(run, rate)[block]
 
 
-@cache
-def _count(num_classes: int, *shape: tuple[int, ...] | None) -> tuple[int, int]:
-    with torch.device("meta"):
-        model = MobileNetV3Large(num_classes, *shape)
-    return count_parameters(model), count_flops(model)
+def collapse(run: Run) -> Collapse:
+    """Where pruning by m = |γ|·S empties a block first."""
+    rates = layer_collapse_rates(run.importance)
+    return Collapse(100 * min(rates), int(np.argmin(rates)))
 
 
-def run_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per run: what it is, its accuracies and costs; `rate` and `criterion` are missing for unpruned training.
+def collapse_rate(run: Run) -> float:
+    """The smallest rate that empties a block."""
+    return collapse(run).rate
 
-    `seed` is the sparse-trained network's, `tuning_seed` the fine-tuning's. `accuracy_before_pct` is measured before
-    the first step, `accuracy_folded_pct` as well, with removed channels compensated for; all on so many held-out
-    training images as `holdout` names, or, if that is 0, on the test set.
-    """
-    rows = []
-    for run in runs:
-        root, cut, train = run.config.parent or run.config, run.config.prune, run.config.train
-        shape = tuple(run.result["widths"]), tuple(run.result["squeeze"])
-        row = {"label": run.config.label, "key": run.key, "dataset": run.config.dataset, "lam": root.train.lam}
-        row |= {"criterion": cut and cut.criterion + " within layers" * (cut.ranking == "layer")}
-        row |= {"rate": cut.rate if cut else math.nan, "seed": root.train.seed, "tuning_seed": train.seed}
-        row |= {"accuracy_before_pct": 100 * run.result["accuracy_before"], "accuracy_pct": accuracy(run)}
-        row |= {"accuracy_folded_pct": 100 * (run.result.get("accuracy_folded") or math.nan)}
-        more = run.result["parameters"] - _count(10, *shape)[0]  # FEATURES weights and a bias for each further class
-        row |= costs(10 + more // (FEATURES + 1), *shape)
-        row |= {"dead_pct": dead_share(run), "epochs": train.epochs, "hours": run.result["seconds"] / 3600}
-        row |= {"holdout": run.config.holdout}
-        rows.append(row)
-    return pd.DataFrame(rows)
+
+def kept_by_both(run: Run, rate: float = HALF) -> float:
+    """Share of the filters kept by m = |γ|·S that γ alone keeps as well."""
+    by_m = torch.cat(keep_masks(run.importance, rate))
+    by_gamma = torch.cat(keep_masks([gamma.abs() for gamma in run.gamma], rate))
+    return 100 * float((by_m & by_gamma).sum() / by_m.sum())
 
 
 def gamma_gathers(*runs: Run) -> float:
-    """Rank correlation of the runs' order (growing λ) with the median |γ|."""
+    """Rank correlation of λ with the median |γ|. The runs are in order of λ."""
     medians = [float(torch.cat(run.gamma).abs().median()) for run in runs]
     return float(stats.spearmanr(range(len(runs)), medians).statistic)
 
@@ -124,28 +223,33 @@ def sparsity_change(*runs: Run) -> float:
     return 100 * max(abs(mean / means[0] - 1) for mean in means)
 
 
-def kept_by_both(run: Run, rate: float = HALF) -> float:
-    """Share of the filters kept by m = |γ|·S that γ alone keeps as well."""
-    by_m, by_gamma = (torch.cat(keep_masks(s, rate)) for s in (run.importance, [gamma.abs() for gamma in run.gamma]))
-    return 100 * float((by_m & by_gamma).sum() / by_m.sum())
-
-
 def own_mean_sparsity(weight: Tensor) -> Tensor:
-    """S with each filter's own mean magnitude as threshold (section 2.3): (N, C, H, W) to (N,), in [0, 1]."""
+    """S with each filter's own mean magnitude as its threshold: weight (N, C, H, W) to (N,), in [0, 1]."""
     magnitude = weight.abs()
-    return (magnitude >= magnitude.mean(dim=(1, 2, 3), keepdim=True)).float().mean(dim=(1, 2, 3))
+    own_mean = magnitude.mean(dim=(1, 2, 3), keepdim=True)
+    return (magnitude >= own_mean).float().mean(dim=(1, 2, 3))
 
 
 def own_mean_gain(run: Run, images: int = 2000) -> float:
-    """Accuracy at HALF without fine-tuning, by S with the layer's mean minus by S with the filter's own, in points."""
-    model, accuracies = run.model(), []
-    own = [b.expand_bn.weight.detach().abs() * own_mean_sparsity(b.expand.weight.detach()) for b in blocks(model)]
-    for scores in (score(model), own):
+    """Accuracy at HALF with the layer's mean as the threshold of S, minus that with the filter's own mean, in points.
+
+    Nothing is fine-tuned. Both accuracies are those on the first `images` test images.
+    """
+    model = run.model()
+    by_layer_mean = score(model)
+    by_own_mean = []
+    for block in blocks(model):
+        gamma = block.expand_bn.weight.detach()
+        by_own_mean.append(gamma.abs() * own_mean_sparsity(block.expand.weight.detach()))
+    test_images, test_labels = first_test_images(run, images)
+    accuracies = []
+    for scores in (by_layer_mean, by_own_mean):
         pruned = prune(model, keep_masks(scores, HALF))
-        accuracies.append(evaluate(pruned, *test_part(run, images), run.config.train.image_size))
+        accuracies.append(evaluate(pruned, test_images, test_labels, run.config.train.image_size))
     return 100 * (accuracies[0] - accuracies[1])
 
 
-def test_part(run: Run, images: int) -> tuple[Tensor, Tensor]:
+def first_test_images(run: Run, images: int) -> tuple[Tensor, Tensor]:
+    """The first `images` test images of the run's data set, uint8 (N, 3, H, W), and their labels (N,)."""
     data = load_once(run.config.dataset)
     return data.test_images[:images], data.test_labels[:images]
