@@ -43,7 +43,7 @@ class Lab:
         self.p = get_profile(profile)
         self.seeds = range(seed, seed + seeds)
         self.runs = Runs(recorded=_recorded_runs())
-        check_writable(default_home() / self._figures)
+        check_writable(default_home() / self._figures_folder)
         plots.use_style()
 
     @cached_property
@@ -61,13 +61,13 @@ class Lab:
         recorded run without its network.
         """
         if isinstance(what, str):
-            configs = self._experiment(what, seed, model)
+            configs = self._experiment_configs(what, seed, model)
         elif isinstance(what, RunConfig):
             configs = [what]
         else:
             configs = list(what)
         if self.p.recorded:
-            return self._find(configs, model)
+            return self._find_recorded(configs, model)
         return self._find_or_train(configs, model)
 
     def show(
@@ -78,7 +78,7 @@ class Lab:
         `python -m mnv3nb figures` saves in figures/PROFILE/. By hand it is runs/figures/PROFILE/, which git ignores, and
         seed<N>/ in there for a first seed other than 0. `digits`: decimals displayed; None: four significant digits.
         """
-        path = f"{default_home()}/{self._figures}/{name}"
+        path = f"{default_home()}/{self._figures_folder}/{name}"
         if isinstance(result, Figure):
             _save_figure(result, path)
             display(Image(f"{path}.png", width=round(80 * result.get_figwidth())))
@@ -88,11 +88,11 @@ class Lab:
             _save_table(table, path)
             _display_table(table, digits)
             ending = ".csv"
-        _display_caption(f"{self._figures}/{name}{ending}", runs)
+        _display_caption(f"{self._figures_folder}/{name}{ending}", runs)
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table that `show` saved, with these settings or in figures/PROFILE/; None if there is none."""
-        for folder in (self._figures, f"figures/{self.p.name}"):
+        for folder in (self._figures_folder, f"figures/{self.p.name}"):
             path = default_home() / folder / f"{name}.csv"
             if path.is_file():
                 return pd.read_csv(path)
@@ -108,7 +108,7 @@ class Lab:
         self.show(table, f"compare_{name}", used)
 
     @property
-    def _figures(self) -> str:
+    def _figures_folder(self) -> str:
         """Where `show` saves, below the home folder."""
         if os.environ.get("MNV3NB_HEADLESS") == "1":
             return f"figures/{self.p.name}"
@@ -116,7 +116,7 @@ class Lab:
             return f"runs/figures/{self.p.name}"
         return f"runs/figures/{self.p.name}/seed{self.seeds[0]}"
 
-    def _experiment(self, name: str, seed: int | None, model: bool) -> list[RunConfig]:
+    def _experiment_configs(self, name: str, seed: int | None, model: bool) -> list[RunConfig]:
         """The configs of an experiment; in a recorded profile without those that nobody means to train."""
         seeds = self.seeds if seed is None else [seed]
         configs = []
@@ -139,7 +139,7 @@ class Lab:
         except KeyboardInterrupt:
             raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
 
-    def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
+    def _find_recorded(self, configs: list[RunConfig], model: bool) -> list[Run]:
         found = []
         missing = []
         for config in dict.fromkeys(configs):  # each once
