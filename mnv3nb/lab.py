@@ -1,11 +1,10 @@
 """The notebooks' one door: the runs of a profile, its figures and tables, and the paper's numbers beside ours."""
 
 import os
-import re
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
-from numbers import Integral, Real
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -22,23 +21,29 @@ from .runs.folder import Run
 from .runs.grid import run_grid
 from .runs.notebooks import RUNS_MIME
 from .runs.profiles import get_profile
-from .system.files import default_home, write_atomically
+from .system.files import CHECKOUT, check_writable, default_home, write_atomically
+from .system.tables import number
 
-ROWS = 40  # of a long table that are displayed; its file has all
-
-
-class Interrupted(KeyboardInterrupt):
-    """A training that was interrupted by hand: a notebook shows one line and no traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython asks for it
-        return [str(self)]
+MAX_ROWS = 40  # displayed of a long table; its file has all of them
+MAX_NAMES = 4  # of missing runs, in a message
+MAX_KEYS = 6  # of runs, in a caption
+LONG_TEXT = 30  # characters from which a table's cell is a sentence
 
 
 class Lab:
-    """One `profile`: `.p`, its numbers; `.runs`; `.data`. `seed`: the first of so many `seeds`."""
+    """The runs, figures and tables of one profile, for `seeds` seeds of which `seed` is the first.
+
+    `lab.p`: the profile, with all its numbers. `lab.runs`: its runs. `lab.data`: its images. `lab.seeds`: a range.
+    Raises ValueError for an unknown profile, a `seed` < 0 or `seeds` < 1, and OSError if it cannot save figures.
+    """
 
     def __init__(self, profile: str = "digits", seed: int = 0, seeds: int = 1):
-        self.p, self.runs, self.seeds = get_profile(profile), Runs(), range(seed, seed + seeds)
+        _check_integer("seed", seed, least=0)
+        _check_integer("seeds", seeds, least=1)
+        self.p = get_profile(profile)
+        self.seeds = range(seed, seed + seeds)
+        self.runs = Runs(recorded=_recorded_runs())
+        check_writable(default_home() / self._figures_folder)
         plots.use_style()
 
     @cached_property
@@ -49,116 +54,187 @@ class Lab:
     def run(
         self, what: str | RunConfig | Iterable[RunConfig], seed: int | None = None, model: bool = False
     ) -> list[Run]:
-        """The runs of an experiment (a key of EXPERIMENTS) for every seed or for `seed`, or of configs.
+        """The runs of an experiment (a key of EXPERIMENTS), for all seeds or for `seed`, or the runs of configs.
 
-        Trains only what is missing; of a `recorded` profile nothing: a line displayed names what is absent
-        (of an experiment: and planned). `model=True`: with their networks, which a recorded run may come without; raises
-        FileNotFoundError if one of them is not there.
+        Trains the missing ones. In a `recorded` profile it trains none: it displays which are missing and returns the
+        others. `model=True`: with their networks, which some recorded runs lack; raises FileNotFoundError for a
+        recorded run without its network.
         """
         if isinstance(what, str):
-            seeds = self.seeds if seed is None else [seed]
-            what = [config for s in seeds for config in self.p.experiment(what, s)]
-            if self.p.recorded and not model:  # further seeds have a part of it, and nobody means to train the rest
-                planned = [config for s in seeds for config in self.p.planned(s)]
-                what = [config for config in what if config in planned or self.runs.find(config)]
-        configs = [what] if isinstance(what, RunConfig) else list(what)
+            configs = self._experiment_configs(what, seed, model)
+        elif isinstance(what, RunConfig):
+            configs = [what]
+        else:
+            configs = list(what)
         if self.p.recorded:
-            return self._find(configs, model)
-        try:
-            found = run_grid(self.runs, configs)
-            return [self.runs.run(run.config, model=True) for run in found] if model else found
-        except KeyboardInterrupt:
-            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
-
-    def _find(self, configs: list[RunConfig], model: bool) -> list[Run]:
-        found = {config: self.runs.find(config, model) for config in configs}
-        if missing := [config for config, run in found.items() if run is None]:
-            text = "; ".join(config.label for config in missing[:4])
-            text += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            if model:
-                how = "`lab.runs.run(config, model=True)` trains one"
-                raise FileNotFoundError(f"no network is stored in results/ or runs/ of {text}; {how}")
-            text = f"not recorded yet: {text}"
-            display(Markdown(f"*{text}* (`python -m mnv3nb grid --profile {self.p.name}` trains what is missing)"))
-        return [run for run in found.values() if run]
+            return self._find_recorded(configs, model)
+        return self._find_or_train(configs, model)
 
     def show(
         self, result: Figure | pd.DataFrame, name: str, runs: Iterable[Run] = (), digits: int | None = None
     ) -> None:
-        """Display a figure or a table with the `runs` behind it, and save it: `name`.png and .svg, or .csv.
+        """Display a figure or a table with the `runs` behind it. Save it as `name`.png and .svg, or as `name`.csv.
 
-        `python -m mnv3nb figures` fills figures/PROFILE/; by hand it is runs/figures/PROFILE/, which git ignores.
-        `digits`: decimals displayed; None: four significant digits.
+        `python -m mnv3nb figures` saves in figures/PROFILE/. By hand it is runs/figures/PROFILE/, which git ignores, and
+        seed<N>/ in there for a first seed other than 0. `digits`: decimals displayed; None: four significant digits.
         """
-        place = "figures" if os.environ.get("MNV3NB_HEADLESS") == "1" else "runs/figures"
-        path = f"{place}/{self.p.name}/{name}"
-        show = _show_figure if isinstance(result, Figure) else partial(_show_table, digits=digits)
-        _caption(path + show(result, f"{default_home()}/{path}"), list({run.key: run for run in runs}.values()))
+        path = f"{default_home()}/{self._figures_folder}/{name}"
+        if isinstance(result, Figure):
+            _save_figure(result, path)
+            display(Image(f"{path}.png", width=round(80 * result.get_figwidth())))
+            ending = ".svg"
+        else:
+            table = result.reset_index() if result.index.name else result
+            _save_table(table, path)
+            _display_table(table, digits)
+            ending = ".csv"
+        _display_caption(f"{self._figures_folder}/{name}{ending}", runs)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """A table that `show` has saved, by hand or in figures/; None if it has not."""
-        paths = [f"{default_home()}/{place}/{self.p.name}/{name}.csv" for place in ("runs/figures", "figures")]
-        return next((pd.read_csv(path) for path in paths if os.path.isfile(path)), None)
+        """A table that `show` saved, with these settings or in figures/PROFILE/; None if there is none."""
+        for folder in (self._figures_folder, f"figures/{self.p.name}"):
+            path = default_home() / folder / f"{name}.csv"
+            if path.is_file():
+                return pd.read_csv(path)
+        return None
 
     def compare(self, source: str) -> None:
-        """The report's own claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
-        table, used = reproduction(self.p, self.runs, self.seeds, source)
-        name, why = source.lower().replace("§", "section").replace(" ", "_"), table.remark
-        self.show(readable_table(table).assign(**{"why": why} if any(why) else {}), f"compare_{name}", used)
+        """Show the report's claims of one `source` ("Table 3", "Figure 6", "§ 3.2.1"): paper, ours, verdict, and why."""
+        claims, used = reproduction(self.p, self.runs, self.seeds, source)
+        table = readable_table(claims)
+        if any(claims.remark):
+            table["why"] = claims.remark
+        name = source.lower().replace("§", "section").replace(" ", "_")
+        self.show(table, f"compare_{name}", used)
+
+    @property
+    def _figures_folder(self) -> str:
+        """Where `show` saves, below the home folder."""
+        if os.environ.get("MNV3NB_HEADLESS") == "1":
+            return f"figures/{self.p.name}"
+        if self.seeds[0] == 0:
+            return f"runs/figures/{self.p.name}"
+        return f"runs/figures/{self.p.name}/seed{self.seeds[0]}"
+
+    def _experiment_configs(self, name: str, seed: int | None, model: bool) -> list[RunConfig]:
+        """The configs of an experiment; in a recorded profile without those that nobody means to train."""
+        seeds = self.seeds if seed is None else [seed]
+        configs = []
+        for each in seeds:
+            configs += self.p.experiment(name, each)
+        if model or not self.p.recorded:
+            return configs
+        # the plan has only a part of an experiment for further seeds: the rest is not missing
+        planned = []
+        for each in seeds:
+            planned += self.p.planned(each)
+        return [config for config in configs if config in planned or self.runs.find(config)]
+
+    def _find_or_train(self, configs: list[RunConfig], model: bool) -> list[Run]:
+        try:
+            runs = run_grid(self.runs, configs)
+            if model:  # a run that was recorded without its network is trained again
+                runs = [self.runs.run(run.config, model=True) for run in runs]
+            return runs
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted: run this cell again, and it resumes after the last whole epoch.") from None
+
+    def _find_recorded(self, configs: list[RunConfig], model: bool) -> list[Run]:
+        found = []
+        missing = []
+        for config in dict.fromkeys(configs):  # each once
+            run = self.runs.find(config, model)
+            if run is None:
+                missing.append(config.label)
+            else:
+                found.append(run)
+        if not missing:
+            return found
+        names = _shortened(missing, MAX_NAMES, separator="; ")
+        if model:
+            how = "`lab.runs.run(config, model=True)` trains one"
+            raise FileNotFoundError(f"no network is stored in results/ or runs/ of {names}; {how}")
+        how = f"`python -m mnv3nb grid --profile {self.p.name}` trains what is missing"
+        display(Markdown(f"*not recorded yet: {names}* ({how})"))
+        return found
 
 
-def _show_figure(fig: Figure, path: str) -> str:
-    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        with write_atomically(f"{path}.{ending}") as file:
-            fig.savefig(file, format=ending, metadata=metadata)
-    plt.close(fig)
-    display(Image(f"{path}.png", width=round(80 * fig.get_figwidth())))
-    return ".svg"
+class Interrupted(KeyboardInterrupt):
+    """A training was interrupted by hand: a notebook shows one line instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls it
+        return [str(self)]
 
 
-def _show_table(table: pd.DataFrame, path: str, digits: int | None) -> str:
-    table = table.reset_index() if table.index.name else table
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
+
+
+def _recorded_runs() -> Path:
+    """`results/` of the home folder, or of this checkout if another home folder has none."""
+    recorded = default_home() / "results"
+    return recorded if recorded.is_dir() else CHECKOUT / "results"
+
+
+def _save_figure(figure: Figure, path: str) -> None:
+    """Without the date and the version of matplotlib, so that the same figure gives the same files."""
+    with write_atomically(f"{path}.png") as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    with write_atomically(f"{path}.svg") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)  # else the notebook shows it a second time
+
+
+def _save_table(table: pd.DataFrame, path: str) -> None:
     with write_atomically(f"{path}.csv") as file:
         table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
-    text = table.head(ROWS).map(_cell, digits=digits)
-    if "criterion" in text:
-        text["criterion"] = text.criterion.replace(plots.CRITERION_LABELS)
-    names = [re.sub("^(parameters|least|most)_m$", r"\1 (millions)", str(name)) for name in text]
-    text.columns = [name.replace("_pct", " (%)").replace("_", " ") for name in names]
-    with pd.option_context("display.max_colwidth", None):
-        plain, html = text.to_string(index=False), text.map(_left).to_html(index=False, escape=False)
-    html = f'<div style="overflow-x: auto">{html}</div>'  # never wider than the page
-    html += f"<p>the first {ROWS} of {len(table)} rows</p>" if len(table) > ROWS else ""
+
+
+def _display_table(table: pd.DataFrame, digits: int | None) -> None:
+    texts = table.head(MAX_ROWS).map(number, digits=digits)
+    if "criterion" in texts:
+        texts["criterion"] = texts.criterion.replace(plots.CRITERION_LABELS)
+    texts.columns = [_heading(str(name)) for name in texts]
+    with pd.option_context("display.max_colwidth", None):  # else pandas cuts sentences
+        plain = texts.to_string(index=False)
+        html = texts.map(_cell_html).to_html(index=False, escape=False)
+    html = f'<div style="overflow-x: auto">{html}</div>'  # a table wider than the page scrolls by itself
+    if len(table) > MAX_ROWS:
+        html += f"<p>the first {MAX_ROWS} of {len(table):,} rows</p>"
     display({"text/html": html, "text/plain": plain}, raw=True)
-    return ".csv"
 
 
-def _cell(value: object, digits: int | None) -> str:
-    """As displayed: thousands separators, four significant digits or `digits` decimals, a dash for nothing."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return "–" if value is None else str(value)
-    if isinstance(value, Integral):
-        return f"{value:,}"
-    if pd.isna(value):
-        return "–"
-    if digits is None:
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
-    return f"{value:,.{digits}f}"
+def _heading(name: str) -> str:
+    """A column's name in words: `accuracy_pct` is "accuracy (%)", `parameters_m` is "parameters (millions)"."""
+    if name in ("parameters_m", "least_m", "most_m"):
+        name = name.removesuffix("_m") + " (millions)"
+    return name.replace("_pct", " (%)").replace("_", " ")
 
 
-def _left(text: str) -> str:
-    """A cell as HTML; sentences, which notebooks would align to the right, start at the left."""
-    sentence = len(text) > 30
-    return f'<div style="text-align: left; min-width: 16em">{escape(text)}</div>' if sentence else escape(text)
+def _cell_html(text: str) -> str:
+    """A notebook aligns cells to the right, which suits numbers; sentences are aligned to the left."""
+    if len(text) > LONG_TEXT:
+        return f'<div style="text-align: left; min-width: 16em">{escape(text)}</div>'
+    return escape(text)
 
 
-def _caption(path: str, runs: list[Run]) -> None:
-    """Display where the file is and which runs are behind it, also as RUNS_MIME, by which staleness is found."""
+def _display_caption(path: str, runs: Iterable[Run]) -> None:
+    """Says where the file is and which runs are behind it, in words and as RUNS_MIME for `runs_behind`."""
+    runs = {run.key: run for run in runs}
     text = f"`{path}`"
     if runs:
-        seeds = sorted({run.config.train.seed for run in runs})
-        made = [run.result["environment"] for run in runs]
-        places = sorted({f"{where['hardware']}, {where['date']}" for where in made})
-        keys = ", ".join(run.key for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
+        keys = _shortened(list(runs), MAX_KEYS, separator=", ")
+        seeds = sorted({run.config.train.seed for run in runs.values()})
+        environments = [run.result["environment"] for run in runs.values()]
+        places = sorted({f"{environment['hardware']}, {environment['date']}" for environment in environments})
         text += f" · {len(runs)} run(s): {keys} · seed(s) {', '.join(map(str, seeds))} · {'; '.join(places)}"
-    display({"text/markdown": text, "text/plain": text, RUNS_MIME: [run.key for run in runs]}, raw=True)
+    display({"text/markdown": text, "text/plain": text, RUNS_MIME: list(runs)}, raw=True)
+
+
+def _shortened(texts: list[str], count: int, separator: str) -> str:
+    """The first `count` texts, and how many more there are."""
+    joined = separator.join(texts[:count])
+    if len(texts) > count:
+        joined += f" and {len(texts) - count} more"
+    return joined

@@ -1,13 +1,15 @@
-"""`make lab` works on a copy: what a user does to it is kept, and never reaches the sources."""
+"""`make lab` opens a copy of the notebooks: what a user changes there is kept and never reaches the sources."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from support import ROOT
-from working_copy import START, working_copy
+from working_copy import START, update_working_copy
 
 from mnv3nb.runs.notebooks import SOURCES
 
@@ -34,53 +36,75 @@ def source(path: Path) -> str:
 
 
 def run_by_hand(path: Path) -> None:
-    """What JupyterLab leaves in a file: outputs, counts and metadata."""
+    """Leaves in a file what JupyterLab does: counts and metadata."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].execution_count, notebook.metadata["language_info"] = 1, {"name": "python", "version": "3"}
+    notebook.cells[0].execution_count = 1
+    notebook.metadata["language_info"] = {"name": "python", "version": "3"}
     nbformat.write(notebook, path)
 
 
-def test_it_has_the_notebooks_and_the_page_to_start_from(sources):
-    copy = working_copy(sources)
+def test_the_copy_has_the_notebooks_and_the_page_to_start_from(sources):
+    copy = update_working_copy(sources)
     names = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert names == {"00_a.ipynb", "exercises/b.ipynb", START, ".copied.json"}
 
 
-def test_an_edited_file_is_kept_and_any_other_brought_up_to_date(sources):
-    copy = working_copy(sources)
+def test_an_edited_file_is_kept_and_all_others_are_brought_up_to_date(sources):
+    copy = update_working_copy(sources)
     write(copy / "00_a.ipynb", "x = 'mine'")
     run_by_hand(copy / "exercises" / "b.ipynb")
     write(sources / "00_a.ipynb", "x = 2")
     write(sources / "exercises" / "b.ipynb", "y = 2")
     for _ in range(2):
-        working_copy(sources)
+        update_working_copy(sources)
         assert source(copy / "00_a.ipynb") == "x = 'mine'"
         assert source(copy / "exercises" / "b.ipynb") == "y = 2"
     (copy / "00_a.ipynb").unlink()
-    working_copy(sources)
+    update_working_copy(sources)
     assert source(copy / "00_a.ipynb") == "x = 2"
 
 
+def test_notes_that_a_user_writes_between_cells_are_kept(sources):
+    copy = update_working_copy(sources) / "00_a.ipynb"
+    notebook = nbformat.read(copy, as_version=4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell("my note", id="note"))
+    nbformat.write(notebook, copy)
+    write(sources / "00_a.ipynb", "x = 2")
+    update_working_copy(sources)
+    assert nbformat.read(copy, as_version=4).cells[1].source == "my note"
+
+
 def test_outputs_stay_while_the_source_is_the_same(sources):
-    run_by_hand(working_copy(sources) / "00_a.ipynb")
-    assert nbformat.read(working_copy(sources) / "00_a.ipynb", as_version=4).cells[0].execution_count == 1
+    run_by_hand(update_working_copy(sources) / "00_a.ipynb")
+    assert nbformat.read(update_working_copy(sources) / "00_a.ipynb", as_version=4).cells[0].execution_count == 1
 
 
-def test_a_file_that_is_no_notebook_any_more_is_kept(sources):
-    broken = working_copy(sources) / "00_a.ipynb"
+def test_a_notebook_that_the_user_has_broken_is_kept(sources):
+    broken = update_working_copy(sources) / "00_a.ipynb"
     broken.write_text("{")
     write(sources / "00_a.ipynb", "x = 2")
-    assert (working_copy(sources) / "00_a.ipynb").read_text() == "{"
+    assert (update_working_copy(sources) / "00_a.ipynb").read_text() == "{"
 
 
-def test_git_does_not_look_where_it_is():
+def test_git_ignores_the_copy():
     asked = subprocess.run(["git", "check-ignore", "-q", "runs/notebooks/00_quickstart.ipynb"], cwd=ROOT)
     if asked.returncode == 128:
         pytest.skip("not a git checkout")
     assert asked.returncode == 0
 
 
-def test_lab_starts_on_a_page_that_is_there_shown_as_text():
+def test_jupyterlab_opens_the_start_page_as_rendered_text():
     assert (SOURCES / START).is_file()
     settings = json.loads((SOURCES / ".jupyter" / "labconfig" / "default_setting_overrides.json").read_text())
     assert settings["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"markdown": "Markdown Preview"}
+
+
+def test_make_lab_starts_jupyterlab_in_the_copy_with_its_settings(tmp_path):
+    """`make lab` runs this file as a script; `--show-config` ends JupyterLab before it serves."""
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "notebooks/working_copy.py", "--allow-root", "--show-config"]
+    folders = {"MNV3NB_HOME": str(tmp_path / "home"), "JUPYTER_RUNTIME_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, cwd=ROOT, env=os.environ | folders, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert f"default_url = '/lab/tree/{START}'" in shown.stdout
+    assert (tmp_path / "home" / "runs" / "notebooks" / START).is_file()

@@ -70,6 +70,20 @@ def default_home() -> Path:
     return Path.cwd()
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError, which names MNV3NB_HOME, unless files can be made in `folder` or where it would be made."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        text = f"cannot write to {folder} ({reason}); set MNV3NB_HOME to a folder in which you may write"
+        raise type(error)(error.errno, text) from None
+
+
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """`table[name]`; raises ValueError with the nearest name and all allowed ones. `what` is the kind of thing it names."""
     if name not in table:
