@@ -14,6 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+
+from mnv3nb.runs.notebooks import with_current_prose
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SOURCE = ROOT / "build" / "site-source"
@@ -102,9 +106,11 @@ def _stage_page(page: Path, source: Path, profile: str, repository: str | None) 
     if page.suffix == ".md":
         copy.write_text(page.read_text().replace("](docs/", "]("))  # docs/ is the site's top folder
         return
+    notebook = nbformat.read(page, as_version=4)
     executed = ROOT / "figures" / profile / page.name
     is_lesson = page.parent.name == "notebooks"
-    notebook = json.loads((executed if is_lesson and executed.is_file() else page).read_text())
+    if is_lesson and executed.is_file():
+        notebook = with_current_prose(nbformat.read(executed, as_version=4), notebook)
     prepare_notebook(notebook)
     if repository:
         add_buttons(notebook, page.relative_to(ROOT).as_posix(), repository)

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
