@@ -75,8 +75,9 @@ class Lab:
     ) -> None:
         """Display a figure or a table with the `runs` behind it. Save it as `name`.png and .svg, or as `name`.csv.
 
-        `python -m mnv3nb figures` saves in figures/PROFILE/. By hand it is runs/figures/PROFILE/, which git ignores, and
-        seed<N>/ in there for a first seed other than 0. `digits`: decimals displayed; None: four significant digits.
+        `python -m mnv3nb figures` saves in figures/PROFILE/. A notebook run by hand saves in runs/figures/PROFILE/, which
+        git ignores, or in its folder seed<N>/ if the first seed N is not 0. `digits`: decimals displayed; None: four
+        significant digits.
         """
         path = f"{default_home()}/{self._figures_folder}/{name}"
         if isinstance(result, Figure):
@@ -153,7 +154,7 @@ class Lab:
         names = _shortened(missing, MAX_NAMES, separator="; ")
         if model:
             how = "`lab.runs.run(config, model=True)` trains one"
-            raise FileNotFoundError(f"no network is stored in results/ or runs/ of {names}; {how}")
+            raise FileNotFoundError(f"results/ and runs/ have no network of {names}; {how}")
         how = f"`python -m mnv3nb grid --profile {self.p.name}` trains what is missing"
         display(Markdown(f"*not recorded yet: {names}* ({how})"))
         return found
@@ -172,7 +173,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 
 def _recorded_runs() -> Path:
-    """`results/` of the home folder, or of this checkout if another home folder has none."""
+    """`results/` of the home folder; if `$MNV3NB_HOME` has none, those that lie beside this package."""
     recorded = default_home() / "results"
     return recorded if recorded.is_dir() else CHECKOUT / "results"
 
@@ -220,16 +221,17 @@ def _cell_html(text: str) -> str:
 
 
 def _display_caption(path: str, runs: Iterable[Run]) -> None:
-    """Says where the file is and which runs are behind it, in words and as RUNS_MIME for `runs_behind`."""
-    runs = {run.key: run for run in runs}
+    """Displays where the file is and which runs are behind it, in words and, for `runs_behind`, as RUNS_MIME."""
+    runs_by_key = {run.key: run for run in runs}
+    keys = list(runs_by_key)
     text = f"`{path}`"
-    if runs:
-        keys = _shortened(list(runs), MAX_KEYS, separator=", ")
-        seeds = sorted({run.config.train.seed for run in runs.values()})
-        environments = [run.result["environment"] for run in runs.values()]
-        places = sorted({f"{environment['hardware']}, {environment['date']}" for environment in environments})
-        text += f" · {len(runs)} run(s): {keys} · seed(s) {', '.join(map(str, seeds))} · {'; '.join(places)}"
-    display({"text/markdown": text, "text/plain": text, RUNS_MIME: list(runs)}, raw=True)
+    if keys:
+        seeds = sorted({run.config.train.seed for run in runs_by_key.values()})
+        environments = [run.result["environment"] for run in runs_by_key.values()]
+        origins = sorted({f"{environment['hardware']}, {environment['date']}" for environment in environments})
+        text += f" · {len(keys)} run(s): {_shortened(keys, MAX_KEYS, separator=', ')}"
+        text += f" · seed(s) {', '.join(map(str, seeds))} · {'; '.join(origins)}"
+    display({"text/markdown": text, "text/plain": text, RUNS_MIME: keys}, raw=True)
 
 
 def _shortened(texts: list[str], count: int, separator: str) -> str:

@@ -38,12 +38,13 @@ def update_working_copy(sources: Path) -> Path:
     for source in files_to_copy(sources):
         name = source.relative_to(sources).as_posix()
         copy = folder / name
-        if not copy.is_file():
-            is_outdated = True
+        if copy.is_file():
+            edited = digest(copy) != copied.get(name)
+            current = digest(source) == copied.get(name)
+            needs_copying = not edited and not current
         else:
-            is_the_users = digest(copy) != copied.get(name)
-            is_outdated = digest(source) != copied.get(name) and not is_the_users
-        if is_outdated:
+            needs_copying = True
+        if needs_copying:
             write_file(copy, source.read_bytes())
             copied[name] = digest(source)
     write_file(record, json.dumps(copied, indent=1))

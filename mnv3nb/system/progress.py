@@ -7,6 +7,10 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+# What a notebook keeps of a finished bar. An output cannot be taken back, but it can be empty; plain text alone would
+# stay as a blank line.
+EMPTY = {"text/html": "", "text/plain": ""}
+
 
 class Progress:
     """Shows the progress of one training; use it in a `with` statement.
@@ -71,8 +75,8 @@ def duration(seconds: float) -> str:
 class NotebookLine:
     """A text file for tqdm that a notebook shows as one line: each write replaces the line before.
 
-    A widget, which tqdm.auto would use, leaves "Error displaying widget" in the saved notebook. The standard error stream
-    would leave every state of the bar there.
+    The widget of tqdm.auto leaves "Error displaying widget" in the saved notebook, and a bar on the standard error stream
+    leaves every state that it went through.
     """
 
     encoding = "utf-8"  # tqdm draws with blocks instead of # where the file has one
@@ -90,12 +94,9 @@ class NotebookLine:
         """Does nothing: `write` has shown the line already."""
 
 
-# An output cannot be taken back, but it can be empty. Without the HTML, a notebook would keep a blank line.
-EMPTY = {"text/html": "", "text/plain": ""}
-
-
 def _live_output() -> TextIO | NotebookLine | None:
-    """Where a bar can move: a notebook that is not executed headless, or a terminal."""
+    """Where a bar can move: a notebook that is not executed headless, or a terminal; None elsewhere."""
     if "ipykernel" in sys.modules:
-        return None if os.environ.get("MNV3NB_HEADLESS") == "1" else NotebookLine()
+        is_headless = os.environ.get("MNV3NB_HEADLESS") == "1"
+        return None if is_headless else NotebookLine()
     return sys.stderr if sys.stderr.isatty() else None
