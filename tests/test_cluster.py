@@ -111,18 +111,16 @@ def test_a_worker_with_the_callers_home_resumes_there_and_nothing_is_stored_twic
     runs = Runs(progress=False)
     long = configs[2]
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "finish", interrupt)
         runs.run(long)
-    began = (tmp_path / "runs" / long.key / "state.safetensors").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_epoch", None)  # no epoch is left to train
         (run,) = run_grid(runs, [long], Fake(call))
     assert run.folder == tmp_path / "runs" / long.key and names(run.folder) == sorted(FILES)
-    assert (run.folder / "model.safetensors").stat().st_mtime_ns > began
     assert same_tensors(run.model().state_dict(), reference[2].model().state_dict())
 
 
