@@ -241,7 +241,7 @@ CELLS = (
     """
 from pathlib import Path
 from mnv3nb import TrainConfig
-from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.config import NetworkConfig, RunConfig
 from mnv3nb.runs.find_or_train import Runs
 runs = Runs({store!r}, "none", progress=False)
 """,
