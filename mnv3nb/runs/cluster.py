@@ -66,7 +66,7 @@ class RemoteWorkers:
         return self.executor.submit(train_on_worker, config, config.key, parent_files, versions(), self.runs.device)
 
     def collect(self, config: RunConfig, future: Future) -> Run:
-        """The run of a completed future: stored, unless it is there, as on a shared file system it always is."""
+        """Stores the run of a completed future, unless it is there already, as on a shared file system."""
         files = future.result()
         with lock_run(self.runs.folder, config.key):
             found = self.runs.find(config, model=True)

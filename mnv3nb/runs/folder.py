@@ -89,7 +89,7 @@ class Run:
 
 @dataclass
 class State:
-    """What an interrupted run resumes from; as it is here, what a new run begins with."""
+    """What an interrupted run resumes from. The defaults are the state of a new run."""
 
     tensors: dict[str, Tensor] | None = None  # of the network and the optimizer, as `train` passes them to on_epoch
     history: list[dict] = field(default_factory=list)  # one dict per completed epoch, as `train` returns
@@ -147,7 +147,7 @@ class RunFolder:
         self._write_metrics(state.history)
 
     def finish(self, model: nn.Module, history: list[dict], result: dict, **about) -> Run:
-        """Stores the trained `model` with the metadata `about`, its `history` and its `result`: the finished run."""
+        """Stores the trained `model` with the metadata `about`, its `history` and its `result`; returns the finished run."""
         self._write_metrics(history)
         self._write_filters(model)
         save_model(model, self.path / "model.safetensors", run=self.path.name, **about)
@@ -162,7 +162,7 @@ class RunFolder:
         _write_json(self.path / "result.json", {**result, "checksum": _json_digest(result)})
 
     def discard_state(self) -> None:
-        """Removes what the run would resume from: a finished run needs it no longer."""
+        """Removes what the run would resume from: a finished run no longer needs it."""
         (self.path / "state.safetensors").unlink(missing_ok=True)
 
     def epochs_stored(self) -> int:
@@ -194,7 +194,7 @@ class RunFolder:
         if self.path.is_symlink():
             raise ValueError(f"{self.path} is a link; runs are written into folders of the store only: remove it")
         interrupted = (self.path / "state.safetensors").exists()
-        later_files = any((self.path / name).exists() for name in FILES[2:])  # than any epoch writes
+        later_files = any((self.path / name).exists() for name in FILES[2:])  # written after the last epoch
         if (self.path / "result.json").exists() or (later_files and not interrupted):
             move_aside(self.path)
         for leftover in self.path.glob(".*.part"):  # of a process killed while it wrote

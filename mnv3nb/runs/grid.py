@@ -15,7 +15,7 @@ from .config import RunConfig
 from .find_or_train import Runs, dataset_of
 from .folder import Run, RunFolder
 
-STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # it diverged; it killed its Dask workers again and again
+STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # it diverged; its Dask workers died again and again
 WORTH_PROCESSES = 20_000 * 32**2  # pixels to train on: below, starting processes takes longer than they save
 
 
@@ -43,11 +43,11 @@ def run_grid(
 ) -> list[Run]:
     """`runs.run` for each config, in order; parents come first, every run is trained once.
 
-    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster), whose workers have this package and the
-    data. None: here, one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster
-    than one process of many threads. `done(run)` is called here after each training, before the run's children start.
-    A run that diverges, or whose workers keep dying, does not stop the others: RuntimeError at the end lists all that
-    failed.
+    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster), see README.md here. Its workers need this
+    package and the data; they train in their own `$MNV3NB_HOME/runs`, and finished runs are stored under `runs`.
+    None: here, one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster than
+    one process of many threads. `done(run)` is called here after each training, before the run's children start.
+    A run that diverges, or whose workers keep dying, does not stop the others: RuntimeError at the end lists them.
     """
     configs = list(configs)
     missing = plan(runs, configs)

@@ -12,7 +12,7 @@ from .config import NetworkConfig, PruneConfig, RunConfig
 
 PAPER_LAMS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)  # the five λ of Figure 6
 RECALIBRATION_IMAGES = 256  # on which notebooks measure BatchNorm's statistics anew
-JUDGING_IMAGES = 1000  # by which notebooks judge many networks: the first test images
+JUDGING_IMAGES = 1000  # the first test images: notebooks judge many networks by them
 FIVE_PERCENT_STEPS = tuple(round(0.05 * i, 2) for i in range(13))  # the rates of Table 3: 0 to 60 %
 
 
@@ -51,7 +51,7 @@ class Profile:
     second_rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # Table 6
     plan: tuple[PlanStep, ...] = ()  # what is trained, the most valuable first; empty: every experiment for seed 0
     recorded: bool = False  # its runs take hours: notebooks draw those that are there and train none
-    seeds: int = 1  # that notebooks draw
+    seeds: int = 1  # number of seeds that notebooks draw
     train_images: int | None = None  # train on the first so many images only; None: on all
     judges_accuracy: bool = False  # whether the paper's accuracies are this profile's targets
     minutes: dict[int, float] = field(default_factory=dict, compare=False)  # by notebook, expected on 2 CPU cores
@@ -276,7 +276,7 @@ EXPERIMENTS: dict[str, Callable[[Profile, int], list[RunConfig]]] = {
 }
 
 
-# The profiles. Everything below is numbers.
+# The profiles: from here on, nothing but numbers.
 
 DIGITS = Profile(
     "digits",
