@@ -35,7 +35,7 @@ from mnv3nb.report.statistics import (
 )
 from mnv3nb.report.verdicts import count_verdicts, judge_claims, readable_table, reproduction
 from mnv3nb.runs.find_or_train import Runs
-from mnv3nb.runs.folder import Run, read_run
+from mnv3nb.runs.folder import Run, RunFolder
 from mnv3nb.runs.profiles import CIFAR, GPU, Profile
 from mnv3nb.system.files import default_home, lookup, write_file
 from mnv3nb.system.tables import markdown, number
@@ -275,9 +275,9 @@ def missing(profile: Profile, root: Path) -> str:
     """The commands that train the runs of the profile's plan that are not recorded, in the plan's order."""
     runs = recorded(root)
     lines = []
-    for names, seeds in profile.plan:
-        for seed in seeds:
-            absent = [name for name in names.split(",") if not _is_recorded(runs, profile, name, seed)]
+    for step in profile.plan:
+        for seed in step.seeds:
+            absent = [name for name in step.experiments if not _is_recorded(runs, profile, name, seed)]
             if absent:
                 only = ",".join(absent)
                 lines.append(f"    python -m mnv3nb grid --profile {profile.name} --only {only} --seed {seed}")
@@ -301,7 +301,7 @@ def all_runs(root: Path) -> str:
     runs = []
     for path in sorted((root / "results").glob("*/result.json")):
         try:
-            runs.append(read_run(path.parent))
+            runs.append(RunFolder(path.parent).read())
         except (ValueError, OSError) as error:
             print(f"skipping: {error}", file=sys.stderr)
     if not runs:

@@ -30,7 +30,7 @@ from mnv3nb.data.batches import SPLITS
 from mnv3nb.runs import grid
 from mnv3nb.runs.config import PruneConfig, RunConfig
 from mnv3nb.runs.find_or_train import Runs
-from mnv3nb.runs.folder import FILES, read_run
+from mnv3nb.runs.folder import FILES, RunFolder
 from mnv3nb.runs.grid import run_grid
 from mnv3nb.runs.profiles import get_profile
 from mnv3nb.system.files import write_atomically
@@ -60,8 +60,7 @@ def config(tiny) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def reference(config, tmp_path_factory):
-    """The pruned run, beside its parent, that nobody disturbed, made in the same kind of process as the disturbed
-    ones."""
+    """The undisturbed pruned run, beside its parent, trained in the same kind of process as the disturbed ones."""
     store = tmp_path_factory.mktemp("reference")
     assert _child(store, config) == 0
     return Runs(store, store / "none").find(config)
@@ -69,7 +68,8 @@ def reference(config, tmp_path_factory):
 
 def _assert_same(store: Path, config: RunConfig, reference) -> None:
     for c in (config.parent, config):
-        run, other = Runs(store, store / "none").find(c), read_run(reference.folder.parent / c.key)
+        run = Runs(store, store / "none").find(c)
+        other = RunFolder(reference.folder.parent / c.key).read()
         assert (run.folder / "model.safetensors").read_bytes() == (other.folder / "model.safetensors").read_bytes()
         assert [row["test_accuracy"] for row in run.history] == [row["test_accuracy"] for row in other.history]
         assert sorted(path.name for path in run.folder.iterdir()) == sorted(FILES)
@@ -114,18 +114,18 @@ def _child(*args, kill_after: float | None = None) -> int:
 def _wait_for(path: Path, pattern: str | None = None) -> None:
     deadline = time.monotonic() + 60
     while not (any(path.glob(pattern)) if pattern else path.exists()):
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
 
 
 def _assert_clean(folder: Path) -> None:
-    """Whatever was killed: each file that is there under its own name is whole."""
+    """Whatever was killed, each file under its own name is whole."""
     for path in folder.glob("*.safetensors"):
         load_tensors(path)
     if (folder / "config.json").exists():
         json.loads((folder / "config.json").read_text())
     if (folder / "result.json").exists():
-        read_run(folder)
+        RunFolder(folder).read()
 
 
 @posix
@@ -230,7 +230,7 @@ def test_a_read_only_disk_is_read_from_and_never_half_written(small_disk, tmp_pa
 
 @pytest.fixture(scope="module")
 def long(config, tmp_path_factory):
-    """A run of 12 short epochs, and its folder when nobody disturbs it."""
+    """A run of 12 short epochs, and its undisturbed folder."""
     store = tmp_path_factory.mktemp("long")
     long = replace(config.parent, train=replace(config.parent.train, epochs=12))
     assert _child(store, long) == 0
@@ -241,7 +241,7 @@ CELLS = (
     """
 from pathlib import Path
 from mnv3nb import TrainConfig
-from mnv3nb.runs.config import RunConfig
+from mnv3nb.runs.config import NetworkConfig, RunConfig
 from mnv3nb.runs.find_or_train import Runs
 runs = Runs({store!r}, "none", progress=False)
 """,
@@ -391,7 +391,7 @@ def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(
 def test_a_run_under_another_name_is_refused(reference, tmp_path):
     shutil.copytree(reference.folder, tmp_path / "0123456789ab")
     with pytest.raises(ValueError, match="another version wrote or edited it"):
-        read_run(tmp_path / "0123456789ab")
+        RunFolder(tmp_path / "0123456789ab").read()
 
 
 class Bomb:
@@ -561,7 +561,7 @@ def test_a_long_grid_neither_grows_nor_leaks(config, tmp_path):
 
 def _grid(home: str, workers: str) -> None:
     os.environ |= {"MNV3NB_HOME": home, "MNV3NB_WORKERS": workers}
-    grid.WORTH_A_PROCESS = 0
+    grid.WORTH_PROCESSES = 0
     torch.set_num_threads(1)
     sys.stderr = open(Path(home) / "stderr", "w", buffering=1)  # noqa: SIM115
     sys.exit(main(["grid", "--profile", "smoke", "--only", "half"]))

@@ -1,4 +1,4 @@
-"""The recorded runs in results/: whole, named by their config, ended where the config ends, and true."""
+"""The recorded runs in results/ are whole, named by their config, complete, and as accurate as they say."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from support import ROOT
 
 from mnv3nb import evaluate, load_dataset
 from mnv3nb.runs.find_or_train import Runs
-from mnv3nb.runs.folder import other_formats, read_run
+from mnv3nb.runs.folder import RunFolder, other_formats
 from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES
 
 RESULTS = ROOT / "results"
@@ -17,8 +17,8 @@ RECORDED = ("cifar", "gpu")  # profiles whose runs are shipped
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_a_recorded_run_is_whole_and_ends_where_its_config_does(folder):
-    run = read_run(folder, model=(folder / "model.safetensors").exists())
+def test_a_recorded_run_is_whole_and_has_all_epochs_of_its_config(folder):
+    run = RunFolder(folder).read(model=(folder / "model.safetensors").exists())
     history = run.history
     assert [row["epoch"] for row in history] == list(range(run.config.train.epochs + 1))
     assert history[-1]["test_accuracy"] == run.accuracy
@@ -30,9 +30,13 @@ def test_a_recorded_run_is_whole_and_ends_where_its_config_does(folder):
 
 def test_every_recorded_run_belongs_to_a_profile_and_is_found_by_it():
     runs = Runs(RESULTS / "none", RESULTS)
-    profiles = [PROFILES[name] for name in RECORDED]
-    configs = [c for p in profiles for name in EXPERIMENTS for seed in range(3) for c in p.experiment(name, seed)]
-    assert {run.key for run in map(runs.find, configs) if run} == {folder.name for folder in FOLDERS}
+    found = set()
+    for profile in RECORDED:
+        for experiment in EXPERIMENTS:
+            for seed in range(3):
+                configs = PROFILES[profile].experiment(experiment, seed)
+                found |= {config.key for config in configs if runs.find(config)}
+    assert found == {folder.name for folder in FOLDERS}
     assert other_formats(RESULTS) == []
 
 
@@ -45,7 +49,7 @@ def test_results_stay_small():
     "folder", [f for f in FOLDERS if (f / "model.safetensors").exists()], ids=lambda path: path.name
 )
 def test_a_stored_model_has_its_recorded_accuracy(folder):
-    run = read_run(folder)
+    run = RunFolder(folder).read()
     data_dir = Path(os.environ.get("MNV3NB_DATA", ROOT / "data"))
     if not (data_dir / f"{run.config.dataset}.npz").exists():
         pytest.skip(f"{run.config.dataset} is not in {data_dir}")

@@ -1,4 +1,4 @@
-"""Runs on disk and grids of them: found again, made once, resumed exactly, recorded, and clear about what is damaged."""
+"""Runs on disk and grids of them: found again, trained once, resumed exactly, recorded; damage is named."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from support import FORK, TINY, child_of, fresh, same_tensors, timeless, train_r
 
 from mnv3nb import DENSE_WIDTHS, Dataset, blocks, keep_masks, load_dataset, prune, score, train
 from mnv3nb.data.batches import SPLITS
-from mnv3nb.runs import folder as store
+from mnv3nb.model import STRIDES
 from mnv3nb.runs import grid
-from mnv3nb.runs.config import PruneConfig, RunConfig
+from mnv3nb.runs.config import NetworkConfig, PruneConfig, RunConfig
 from mnv3nb.runs.find_or_train import Runs
-from mnv3nb.runs.folder import FILES, State, lock_run, other_formats, write_state
-from mnv3nb.runs.grid import plan, run_grid, work_left
-from mnv3nb.runs.profiles import EXPERIMENTS, PROFILES, get_profile
+from mnv3nb.runs.folder import FILES, RunFolder, State, lock_run, other_formats
+from mnv3nb.runs.grid import Pace, plan, run_grid, work_left
+from mnv3nb.runs.profiles import EXPERIMENTS, LATENCY, LONE_GAMMAS, PROFILES, TRIALS, get_profile
 from mnv3nb.runs.record import record
 from mnv3nb.system.device import environment
 
@@ -34,14 +34,14 @@ def config(tiny_npz) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """The one run of a folder, made without a pause."""
+    """The only run of a folder, trained without interruption."""
     folder = tmp_path_factory.mktemp("store")
     return Runs(folder, folder / "none").run(config)
 
 
 @pytest.fixture
 def runs(finished, tmp_path) -> Runs:
-    """A copy of that folder to do with what one likes."""
+    """A copy of that folder, which a test may change."""
     shutil.copytree(finished.folder.parent, tmp_path / "runs", ignore=shutil.ignore_patterns(".locks"))
     return Runs(tmp_path / "runs", tmp_path / "recorded")
 
@@ -65,26 +65,47 @@ def visible(folder) -> list[str]:
 
 
 def test_the_names_of_runs_never_change():
-    """Changing one would pass off old runs as missing, or worse, others as them. Raise FORMAT instead."""
+    """A changed name would hide old runs, or find others in their place. Raise FORMAT instead."""
     assert get_profile("cifar").sparse_config().key == "eca80e4fd4d3"
     assert get_profile("cifar").pruned_config(0.5).key == "f200cb8d5150"
     assert get_profile("gpu").sparse_config().key == "a03fc651d62a"
     assert get_profile("digits").sparse_config().key == "8c701577c409"
 
 
+def test_a_network_as_in_the_paper_does_not_change_the_name(config):
+    assert replace(config, network=NetworkConfig()).key == config.key
+    assert replace(config, network=NetworkConfig(initial="torch")).key != config.key
+    assert replace(config, network=NetworkConfig(strides=STRIDES)).key != config.key
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_experiment_of_a_profile_is_a_list_of_runs(name):
     profile = PROFILES[name]
+    may_be_empty = ("second", "second_half", "pilots")
     for experiment in EXPERIMENTS:
         configs = profile.experiment(experiment, 1)
+        assert configs or experiment in may_be_empty
         assert all(config.train.seed % 1000 == 1 for config in configs)
         assert profile.experiment(experiment, 1) == configs
         assert not configs or configs != profile.experiment(experiment, 2)
-    assert all(
-        profile.experiment(experiment)
-        for experiment in EXPERIMENTS
-        if experiment not in ("second", "second_half", "pilots")
-    )
+
+
+def test_every_profile_has_all_of_its_numbers():
+    assert set(LATENCY) == set(TRIALS) == set(LONE_GAMMAS) == set(PROFILES)
+    assert all(profile.name == name for name, profile in PROFILES.items())
+
+
+def test_every_experiment_describes_itself():
+    assert all(make.__doc__ for make in EXPERIMENTS.values())
+
+
+def test_a_plan_trains_its_experiments_for_its_seeds_in_its_order():
+    p = get_profile("cifar")
+    planned = p.planned()
+    first = [*p.experiment("plain_and_sparse"), *p.experiment("half"), *p.experiment("plain_and_sparse", 1)]
+    assert planned[: len(first)] == first
+    assert p.planned(1) == [config for config in planned if config.train.seed == 1]
+    assert [config.train.seed for config in p.planned(7)] == [7] * len(p.planned(2))
 
 
 def test_some_runs_are_shipped_with_their_networks():
@@ -93,11 +114,12 @@ def test_some_runs_are_shipped_with_their_networks():
         p.sparse_config(),
         p.sparse_config(seed=2),
         p.sparse_config(0.0),
+        p.sparse_config(3e-4),  # kills most filters at no loss
+        p.sparse_config(dataset="cifar100"),
         p.pruned_config(0.0),
         p.pruned_config(0.5),
+        p.pruned_config(0.5, multiple_of=16),
     ]
-    with_network += [p.pruned_config(0.5, multiple_of=16), p.sparse_config(dataset="cifar100")]
-    with_network += [p.sparse_config(3e-4)]  # whose λ kills most filters at no loss
     assert all(map(p.ships_network, with_network))
     without = [
         p.sparse_config(0.0, seed=1),
@@ -171,7 +193,7 @@ def test_a_recorded_run_without_its_model_says_how_to_make_it(runs, recorded, co
     assert runs.run(config, model=True).folder.parent == runs.folder
 
 
-def test_a_run_whose_model_is_gone_is_unfinished_while_it_is_made_again(runs, finished, config, monkeypatch, capsys):
+def test_a_run_whose_model_is_gone_is_unfinished_while_it_is_trained_again(runs, finished, config, monkeypatch, capsys):
     """Its old result.json would call the files that are being written damaged."""
     (runs.folder / config.key / "model.safetensors").unlink()
     seen = []
@@ -229,10 +251,12 @@ def test_a_state_of_something_else_is_moved_aside_and_the_run_starts_anew(finish
     if what == "no state":
         state.write_bytes(b"not a state")
     elif what == "another run's":
-        write_state(state.parent, child_of(config), State(tensors, finished.history))
+        other = RunFolder(tmp_path / child_of(config).key)
+        other.save_epoch(State(tensors, finished.history))
+        shutil.copy(other.path / "state.safetensors", state)
     elif what == "another network's":
         narrow = {name: value[:1] if value.ndim else value for name, value in tensors.items()}
-        write_state(state.parent, config, State(narrow, finished.history))
+        RunFolder(state.parent).save_epoch(State(narrow, finished.history))
     elif what == "a network":
         shutil.copy(finished.folder / "model.safetensors", state)
     else:
@@ -265,7 +289,7 @@ def test_filters_can_compete_within_their_layers(runs, config):
     assert all(abs(share - 0.5) < 0.07 for share in shares)
 
 
-def test_a_changed_data_file_is_another_run_on_other_data(digits, tmp_path):
+def test_a_changed_data_file_makes_another_run(digits, tmp_path):
     runs, path = Runs(tmp_path / "runs", tmp_path / "none"), tmp_path / "d.npz"
     config = RunConfig(str(path), replace(TINY, epochs=1))
     found = []
@@ -278,7 +302,7 @@ def test_a_changed_data_file_is_another_run_on_other_data(digits, tmp_path):
     assert timeless(history) == timeless(found[1].history) != timeless(found[0].history)
 
 
-def test_moved_data_are_the_same_run_and_other_classes_are_not(digits, tmp_path):
+def test_a_run_is_found_after_its_data_have_moved_but_not_for_other_classes(digits, tmp_path):
     runs = Runs(tmp_path / "runs", tmp_path / "none")
     one, two, three = (str(tmp_path / f"{name}.npz") for name in ("one", "two", "three"))
     small = Dataset(*(getattr(digits, key)[:20] for key in SPLITS), digits.classes)
@@ -310,7 +334,7 @@ def test_a_run_resumes_with_the_number_of_threads_that_it_began_with(finished, c
     monkeypatch.setattr(TRAIN, stop)
     with pytest.raises(KeyboardInterrupt):
         runs.run(config)
-    assert work_left(runs, config) == (48 + 24 // 3)  # one epoch of two
+    assert work_left(runs, config) == (48 + 24 // 3) * 8**2  # one epoch of two
     monkeypatch.setattr(TRAIN, spy)
     torch.set_num_threads(3)
     try:
@@ -323,20 +347,37 @@ def test_a_run_resumes_with_the_number_of_threads_that_it_began_with(finished, c
 
 
 def test_a_run_resumed_elsewhere_names_both_environments(config, tmp_path, monkeypatch):
-    runs, real = Runs(tmp_path, tmp_path / "none"), store.write_state
+    runs = Runs(tmp_path, tmp_path / "none")
+    save_epoch = RunFolder.save_epoch
 
-    def stop(*args):
-        real(*args)
+    def stop(folder, state):
+        save_epoch(folder, state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store, "write_state", stop)
+        patch.setattr(RunFolder, "save_epoch", stop)
         there = {"hardware": "another machine"}
         patch.setattr("mnv3nb.runs.find_or_train.environment", lambda device: environment(device) | there)
         runs.run(config)
     result = runs.run(config).result
     (earlier,) = result["earlier_environments"]
     assert "another machine" in earlier["hardware"] and "another machine" not in result["environment"]["hardware"]
+
+
+def test_a_run_with_other_strides_and_initial_weights_is_trained_stored_and_found(config, tmp_path):
+    strides = (*STRIDES[:12], 1, *STRIDES[13:])  # the last block of stride 2 gets stride 1
+    network = NetworkConfig(strides=strides, initial="torch")
+    changed = replace(config, train=replace(config.train, epochs=1), network=network)
+    runs = Runs(tmp_path, tmp_path / "none")
+    run = runs.run(changed)
+    assert run.model().strides == strides != STRIDES
+    assert RunFolder(run.folder).read().config == runs.find(changed, model=True).config == changed
+    expected = fresh(config.train.seed, strides=strides, initial="torch")
+    assert same_tensors(runs.network(changed).state_dict(), expected.state_dict())
+    assert not same_tensors(runs.network(changed).state_dict(), runs.network(config).state_dict())
+    for inherit in (True, False):  # a pruned run has its parent's strides
+        child = RunConfig(config.dataset, changed.train, changed, PruneConfig(0.5, inherit=inherit))
+        assert runs.network(child).strides == strides
 
 
 # recording
@@ -357,7 +398,7 @@ def test_recording_replaces_a_run_without_its_network_and_moves_a_damaged_one_as
     assert Runs(runs.folder.parent / "empty", runs.recorded).find(config)
 
 
-def test_runs_of_another_format_are_named_and_those_of_this_are_not(runs, config):
+def test_runs_of_another_format_are_named_and_those_of_this_format_are_not(runs, config):
     other = runs.folder / "0123456789ab"
     shutil.copytree(runs.folder / config.key, other)
     assert other_formats(runs.folder) == []
@@ -371,7 +412,7 @@ def test_runs_of_another_format_are_named_and_those_of_this_are_not(runs, config
 # grids
 
 
-def test_the_grid_makes_parents_first_and_every_run_once(runs, config, monkeypatch):
+def test_a_grid_trains_parents_first_and_every_run_once(runs, config, monkeypatch):
     short = replace(config, train=replace(config.train, epochs=1))
     middle = child_of(replace(short, train=replace(short.train, seed=7)))
     last = replace(middle, parent=middle, prune=PruneConfig(rate=0.1))
@@ -397,7 +438,8 @@ def test_a_run_that_diverges_does_not_stop_the_grid_and_its_children_are_named(r
     assert not (runs.folder / bad.key / "state.safetensors").exists()
 
 
-def test_any_executor_makes_the_same_runs(config, tmp_path):
+def test_any_executor_trains_the_same_runs(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNV3NB_HOME", str(tmp_path / "worker"))
     one = replace(config, train=replace(config.train, epochs=1))
     configs = [one, child_of(one)]
     with ProcessPoolExecutor(2, mp_context=FORK) as executor:
@@ -411,14 +453,47 @@ def test_with_few_workers_the_most_valuable_runs_start_first(config, monkeypatch
     first, second = config, replace(config, train=replace(config.train, seed=5))
     child = child_of(first)
     waiting = {c.key: c for c in (first, child, second)}
-    assert grid._ready(waiting, [], {}) == [first, second]
+    assert grid._ready(waiting, []) == [first, second]
     del waiting[first.key]
-    assert grid._ready(waiting, [first], {}) == [second]
-    assert grid._ready(waiting, [], {}) == [child, second]
+    assert grid._ready(waiting, [first]) == [second]
+    assert grid._ready(waiting, []) == [child, second]
+
+
+def test_time_left_is_estimated_from_the_runs_that_have_finished():
+    """Three equal runs of 10 s, and one of 20 s, on two workers: 25 s in all."""
+    pace = Pace({"a": 100, "b": 100, "c": 100, "d": 200}, workers=2)
+    pace.begin("a", 0.0)
+    pace.begin("b", 0.0)
+    assert pace.seconds_left(["c", "d"], ["a", "b"], 9.0) is None  # nothing to say before the first has finished
+    pace.end("a", 10.0)
+    assert pace.seconds_left(["c", "d"], ["b"], 10.0) == 20.0  # b ends now; d alone takes 20 s
+    pace.begin("d", 10.0)
+    pace.end("b", 10.0)
+    assert pace.seconds_left(["c"], ["d"], 10.0) == 20.0
+    pace.begin("c", 10.0)
+    assert pace.seconds_left([], ["c", "d"], 18.0) == 12.0
+    pace.end("c", 20.0)
+    pace.end("d", 30.0)
+    assert pace.seconds_left([], [], 30.0) is None
+
+
+def test_time_left_is_shared_by_the_workers():
+    pace = Pace({str(i): 50 for i in range(9)}, workers=4)
+    pace.begin("0", 100.0)
+    pace.end("0", 105.0)
+    assert pace.seconds_left([str(i) for i in range(1, 9)], [], 105.0) == 10.0
+
+
+def test_a_grid_tells_the_time_left_after_all_but_the_last_run(config, tmp_path, capsys):
+    seeds = [replace(config, train=replace(config.train, epochs=0, seed=seed)) for seed in range(3)]
+    run_grid(Runs(tmp_path, tmp_path / "none"), seeds)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
+    assert [line.startswith(f"run {number}/3 ") for number, line in enumerate(lines, 1)] == [True] * 3
+    assert ["left" in line for line in lines] == [True, True, False]
 
 
 def test_threads_draw_the_same_networks_as_one_after_another(runs, config):
-    """The random number generator is shared by all threads of a process, and Dask's workers are threads."""
+    """All threads of a process share the random number generator, and Dask's workers are threads."""
     configs = [replace(config, train=replace(config.train, seed=seed)) for seed in range(8)]
     with ThreadPoolExecutor(4) as executor:
         together = list(executor.map(runs.network, configs))
@@ -435,7 +510,7 @@ def test_a_grid_first_trains_the_parents_that_were_recorded_without_their_networ
     assert runs.run(config, model=True).folder == runs.folder / config.key and runs.run(config).folder == recorded
 
 
-def test_a_number_of_workers_that_is_none_is_refused(runs, config, monkeypatch):
+def test_a_wrong_number_of_workers_is_refused(runs, config, monkeypatch):
     for value in ("abc", "0", "-1", ""):
         monkeypatch.setenv("MNV3NB_WORKERS", value)
         with pytest.raises(ValueError, match="MNV3NB_WORKERS must be an integer ≥ 1"):

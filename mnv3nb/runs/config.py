@@ -1,4 +1,4 @@
-"""What a run is: a config of plain numbers and words, and the name that follows from it."""
+"""What a run is: a config of plain numbers and words, and the key that follows from it."""
 
 import hashlib
 import json
@@ -13,62 +13,57 @@ from ..pruning import check_pruning
 from ..system.files import lookup
 from ..training import TrainConfig
 
-FORMAT = 3  # part of every run's name: raise it when the same config would train something else
+FORMAT = 3  # part of every run's key: raise it when the same config would train something else
 
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """How a run's network is made from its parent's: see `score`, `keep_masks` and `prune`.
+    """How a run's network is made from its parent's: see `score`, `keep_masks` and `prune`."""
 
-    `ranking`: filters compete in the whole network ("global") or, by their rank, within their layer ("layer").
-    `inherit=False` keeps only the pruned shape and draws random weights: does the weight matter, or the shape?
-    """
-
-    rate: float = 0.5
-    criterion: str = "gamma_sparsity"
-    multiple_of: int = 1
-    min_width: int = 1
-    squeeze: str = "paper"
-    inherit: bool = True
-    ranking: str = "global"
+    rate: float = 0.5  # share of filters removed, in [0, 1)
+    criterion: str = "gamma_sparsity"  # a key of CRITERIA
+    multiple_of: int = 1  # each width is moved to the nearest multiple of this, for fast kernels
+    min_width: int = 1  # each layer keeps at least so many filters; 0: an empty layer is an error
+    squeeze: str = "paper"  # how squeeze-and-excitation shrinks: one of SE_RULES
+    inherit: bool = True  # False: random weights in the pruned shape. Does the weight matter, or the shape?
+    ranking: str = "global"  # filters compete in the whole network; "layer": by their rank within their layer
 
     def __post_init__(self):
         lookup(CRITERIA, self.criterion, "criterion")
         if self.ranking not in RANKINGS:
             raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, got {self.ranking!r}")
         check_pruning(self.rate, self.multiple_of, self.min_width, self.squeeze)
-        object.__setattr__(self, "rate", float(self.rate))  # 0 and 0.0 are one name
+        object.__setattr__(self, "rate", float(self.rate))  # 0 and 0.0 get the same key
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """What a run with random weights changes about the paper's network: arguments of `MobileNetV3Large`."""
 
-    strides: tuple[int, ...] | None = None
-    initial: str = "fan_out"
+    strides: tuple[int, ...] | None = None  # one per block; None: the paper's (Table 1)
+    initial: str = "fan_out"  # how the weights are drawn
 
     def __post_init__(self):
         if self.strides is not None:
             object.__setattr__(self, "strides", tuple(self.strides))  # JSON has lists
-        with torch.device("meta"):
+        with torch.device("meta"):  # the network itself knows which values are allowed
             MobileNetV3Large(strides=self.strides, initial=self.initial)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training: data, `train`, and either random weights or the network of `parent`, pruned by `prune`.
+    """One training: its data, and a network with random weights or the pruned network of another run.
 
-    `train_images`: use only the first so many. `holdout`: measure accuracy on the last so many training images instead
-    of the test set, as for every choice. Raises ValueError for parts that do not fit together.
+    Raises ValueError for parts that do not fit together.
     """
 
-    dataset: str = "digits"
-    train: TrainConfig = field(default_factory=TrainConfig)
-    parent: "RunConfig | None" = None
-    prune: PruneConfig | None = None
-    train_images: int | None = None
-    holdout: int = 0
-    network: NetworkConfig = NetworkConfig()
+    dataset: str = "digits"  # a name or a path that `load_dataset` takes
+    train: TrainConfig = field(default_factory=TrainConfig)  # how the network is trained
+    parent: "RunConfig | None" = None  # the run whose network is pruned; None: random weights
+    prune: PruneConfig | None = None  # how the parent's network is pruned; given exactly if there is a parent
+    train_images: int | None = None  # train on the first so many images only; None: on all
+    holdout: int = 0  # measure accuracy on the last so many training images, as for every choice; 0: on the test images
+    network: NetworkConfig = NetworkConfig()  # of a run with random weights; a pruned run has its parent's network
 
     def __post_init__(self):
         if (self.parent is None) != (self.prune is None):
@@ -77,10 +72,9 @@ class RunConfig:
             raise ValueError("a pruned run has the network of its parent: change network there")
         if not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name or a path, got {self.dataset!r}")
-        for name in ("train_images", "holdout"):
-            count = getattr(self, name)
-            if (count is not None or name == "holdout") and (type(count) is not int or count < 0):
-                raise ValueError(f"{name} must be an integer ≥ 0, got {count!r}")
+        if self.train_images is not None:
+            _check_count("train_images", self.train_images)
+        _check_count("holdout", self.holdout)
         if self.parent and self.parent.dataset != self.dataset:
             raise ValueError(
                 f"a run and its parent have one data set: got {self.dataset!r}, the parent has {self.parent.dataset!r}"
@@ -92,31 +86,28 @@ class RunConfig:
         return self.name(data_checksum(self.dataset))
 
     def name(self, data: str) -> str:
-        """The key, given the checksum of the data, without looking at any file."""
-        named = _changed(self) | {"format": FORMAT, "data": data}
+        """The key, given the checksum of the data: looks at no file."""
+        named = _changed_fields(self)
+        named["format"] = FORMAT
+        named["data"] = data
         if self.parent:
             named["parent"] = self.parent.name(data)
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+        text = json.dumps(named, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
         """A short description for people."""
-        p, t = self.prune, self.train
-        parts = [f"{p.criterion} {p.rate:.0%}" if p else f"λ={t.lam:g}"]
-        if p and not p.inherit:
-            parts.append("from scratch")
-        if p and p.ranking == "layer":
-            parts.append("within layers")
-        if p and p.multiple_of > 1:
-            parts.append(f"widths to {p.multiple_of}")
-        if p and p.squeeze != PruneConfig.squeeze:
-            parts.append(f"squeeze {p.squeeze}")
-        parts += [word for word in (t.penalty, t.schedule) if word not in (TrainConfig.penalty, TrainConfig.schedule)]
+        parts = _describe_pruning(self.prune) if self.prune else [f"λ={self.train.lam:g}"]
+        if self.train.penalty != TrainConfig.penalty:
+            parts.append(self.train.penalty)
+        if self.train.schedule != TrainConfig.schedule:
+            parts.append(self.train.schedule)
         if self.network.strides:
             parts.append("other strides")
         if self.network.initial != NetworkConfig.initial:
-            parts.append(f"weights as {self.network.initial} draws them")
-        return f"{self.dataset} {', '.join(parts)}, seed {t.seed}"
+            parts.append(f"{self.network.initial} initial weights")
+        return f"{self.dataset} {', '.join(parts)}, seed {self.train.seed}"
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunConfig":
@@ -124,20 +115,47 @@ class RunConfig:
         try:
             values = dict(values)
             values["train"] = TrainConfig(**values["train"])
-            values["parent"] = values["parent"] and cls.from_dict(values["parent"])
-            values["prune"] = values["prune"] and PruneConfig(**values["prune"])
-            values["network"] = NetworkConfig(**values.get("network", {}))
+            if values["parent"] is not None:
+                values["parent"] = cls.from_dict(values["parent"])
+            if values["prune"] is not None:
+                values["prune"] = PruneConfig(**values["prune"])
+            values["network"] = NetworkConfig(**values.get("network", {}))  # older files have no such entry
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a run's config ({error})") from error
 
 
-def _changed(config) -> dict:
-    """Fields that differ from their defaults: a field added later does not rename runs made before it."""
+def _check_count(name: str, count: object) -> None:
+    if type(count) is not int or count < 0:  # True is an int, too, but no count
+        raise ValueError(f"{name} must be an integer ≥ 0, got {count!r}")
+
+
+def _changed_fields(config) -> dict:
+    """The fields that differ from their defaults: a field added later does not rename runs made before it.
+
+    The data set and the parent are left out, because `name` adds their content in place of their names.
+    """
     changed = {}
     for f in fields(config):
+        if f.name in ("dataset", "parent"):
+            continue
         value = getattr(config, f.name)
         default = f.default if f.default is not MISSING else f.default_factory()
-        if value != default and f.name not in ("parent", "dataset"):
-            changed[f.name] = _changed(value) if isinstance(value, TrainConfig | PruneConfig | NetworkConfig) else value
+        if value == default:
+            continue
+        is_config = isinstance(value, TrainConfig | PruneConfig | NetworkConfig)
+        changed[f.name] = _changed_fields(value) if is_config else value
     return changed
+
+
+def _describe_pruning(config: PruneConfig) -> list[str]:
+    parts = [f"{config.criterion} {config.rate:.0%}"]
+    if not config.inherit:
+        parts.append("from scratch")
+    if config.ranking == "layer":
+        parts.append("within layers")
+    if config.multiple_of > 1:
+        parts.append(f"widths to {config.multiple_of}")
+    if config.squeeze != PruneConfig.squeeze:
+        parts.append(f"squeeze {config.squeeze}")
+    return parts

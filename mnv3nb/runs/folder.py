@@ -1,5 +1,6 @@
-"""A run's folder: what is written, in which order, and what must hold before it is read again."""
+"""One run's folder on disk: what is written, in which order, and what must hold before it is believed."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -17,26 +18,27 @@ from torch import Tensor, nn
 from ..blocks import blocks
 from ..data.datasets import CHECKSUMS, data_checksum
 from ..importance import filter_sparsity
-from ..networks.checkpoint import load_model
+from ..networks.checkpoint import load_model, save_model
 from ..system.files import sync_folder, write_file
 from ..system.tensors import load_tensors, save_tensors
 from .config import FORMAT, RunConfig
 
+# a finished run, in the order in which it is written; state.safetensors is there as long as a run is unfinished
 FILES = ("config.json", "metrics.csv", "filters.safetensors", "model.safetensors", "result.json")
+DIGESTED = ("config.json", "metrics.csv")  # have no checksum of their own: result.json holds it
 MAX_JSON = 1 << 20  # bytes of config.json or result.json; ours have a few thousand
+MAX_THREADS = 4096  # that a stored state may ask for
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading any JSON as ours may raise
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `folder` holds FILES; a recorded one may come without its model.
-
-    `result`: accuracy (last epoch, test), accuracy_before (before the first step), accuracy_folded (before the first
-    step, with the constants of removed channels folded in), parameters, widths, squeeze, seconds, images_per_second,
-    environment.
-    """
+    """A finished run."""
 
     config: RunConfig
-    folder: Path
+    folder: Path  # holds FILES; a recorded run may come without its model
+    # accuracy (last epoch, test), accuracy_before (before the first step), accuracy_folded (before the first step, with
+    # the constants of removed channels folded in), parameters, widths, squeeze, seconds, images_per_second, environment
     result: dict
 
     @property
@@ -51,8 +53,11 @@ class Run:
     @property
     def history(self) -> list[dict]:
         """One dict per epoch, as `train` returns."""
+        rows = []
         with open(self.folder / "metrics.csv", newline="") as file:
-            return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+            for row in csv.DictReader(file):
+                rows.append({name: float(text) if text else None for name, text in row.items()})
+        return rows
 
     @property
     def gamma(self) -> list[Tensor]:
@@ -67,7 +72,7 @@ class Run:
     @property
     def importance(self) -> list[Tensor]:
         """m = |γ|·S (Eq. 5) of each expansion's filters, (width,)."""
-        return [g.abs() * s for g, s in zip(self.gamma, self.sparsity)]
+        return [gamma.abs() * sparsity for gamma, sparsity in zip(self.gamma, self.sparsity)]
 
     def model(self) -> nn.Module:
         """The trained network; raises FileNotFoundError if a recorded run came without it."""
@@ -84,52 +89,192 @@ class Run:
 
 @dataclass
 class State:
-    """What an interrupted run resumes from: `tensors` and `history` of `train`, and how they were computed."""
+    """What an interrupted run resumes from. The defaults are the state of a new run."""
 
-    tensors: dict[str, Tensor] | None = None
-    history: list[dict] = field(default_factory=list)
-    threads: int = field(default_factory=torch.get_num_threads)
-    environments: list[dict] = field(default_factory=list)
+    tensors: dict[str, Tensor] | None = None  # of the network and the optimizer, as `train` passes them to on_epoch
+    history: list[dict] = field(default_factory=list)  # one dict per completed epoch, as `train` returns
+    threads: int = field(default_factory=torch.get_num_threads)  # another number would change the last bits
+    environments: list[dict] = field(default_factory=list)  # where it was computed so far, in order
 
 
-def read_run(folder: Path, model: bool = False) -> Run:
-    """The finished run in `folder`, undamaged; its network is verified only if `model`.
+class RunFolder:
+    """The folder of one run, named by the run's key. Every file in it appears whole or not at all.
 
-    Raises ValueError or FileNotFoundError if a file is damaged, missing or belongs to another config.
+    A training calls `begin`, `save_epoch` after each epoch, and `finish`, while it holds the run's lock (`lock_run`).
+    Killed in between, it begins again, and `begin` returns the state after the last completed epoch. result.json is
+    written last, so its presence shows that the other files are whole.
     """
-    try:
-        stored, result = (_read_json(folder / name) for name in ("config.json", "result.json"))
-        config, data, checksum = RunConfig.from_dict(stored["config"]), stored["data"], result.pop("checksum")
-        key, known = config.name(data), CHECKSUMS.get(config.dataset, data) == data
-        digests = {folder / name: result["sha256"][name] for name in ("config.json", "metrics.csv")}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder}: config.json or result.json cannot be read ({error})") from error
-    if stored.get("format") != FORMAT or folder.name != key or not known:
-        raise ValueError(f"{folder}: its config is named {key} (format {FORMAT}): another version wrote or edited it")
-    if checksum != _json_digest(result):
-        raise ValueError(f"{folder / 'result.json'}: its checksum does not match; delete or restore {folder}")
-    for path, digest in digests.items():
-        if not path.is_file() or _file_digest(path) != digest:
-            raise ValueError(f"{path} is missing or its checksum does not match; delete or restore {folder}")
-    for name in ("filters.safetensors", "model.safetensors") if model else ("filters.safetensors",):
-        load_tensors(folder / name)
-    return Run(config, folder, result)
 
+    def __init__(self, path: Path):
+        self.path = path
 
-def other_formats(store: Path) -> list[str]:
-    """Names of the run folders in `store` that another version wrote in another format: no config names them."""
-    found = []
-    for path in sorted(store.glob("*/config.json")):
+    def claims_to_be_finished(self, model: bool = False) -> bool:
+        """Whether there is something for `read` to read; if `model`, with its network."""
+        if model and not (self.path / "model.safetensors").is_file():
+            return False
+        return (self.path / "result.json").is_file()
+
+    def read(self, model: bool = False) -> Run:
+        """The finished run, undamaged; its network is verified only if `model`.
+
+        Raises ValueError or FileNotFoundError if a file is damaged, missing or belongs to another config.
+        """
+        config = self._read_config()
+        result = self._read_result()
+        load_tensors(self.path / "filters.safetensors")  # raises unless the file is whole
+        if model:
+            load_tensors(self.path / "model.safetensors")
+        return Run(config, self.path, result)
+
+    def begin(self, config: RunConfig, model: nn.Module) -> State:
+        """Prepares the folder for a training of `config` that starts with `model`; returns what it resumes from.
+
+        A damaged state is moved aside, and so is a finished run that is damaged or lacks a file: then the run starts
+        anew. Raises ValueError for a folder that is a link.
+        """
+        self._prepare(config)
+        return self._read_state(model)
+
+    def save_epoch(self, state: State) -> None:
+        """Stores what the run resumes from, and its metrics so far."""
+        metadata = {
+            "threads": state.threads,
+            "environments": state.environments,
+            "key": self.path.name,
+            "history": state.history,
+        }
+        save_tensors(self.path / "state.safetensors", state.tensors, metadata)
+        self._write_metrics(state.history)
+
+    def finish(self, model: nn.Module, history: list[dict], result: dict, **about) -> Run:
+        """Stores the trained `model` with the metadata `about`, its `history` and its `result`; returns the finished run."""
+        self._write_metrics(history)
+        self._write_filters(model)
+        save_model(model, self.path / "model.safetensors", run=self.path.name, **about)
+        self.write_result(result)
+        self.discard_state()
+        return self.read()
+
+    def write_result(self, result: dict) -> None:
+        """Writes result.json, with checksums of the files that have none of their own, and of itself."""
+        digests = {name: _file_digest(self.path / name) for name in DIGESTED}
+        result = {**result, "sha256": digests}
+        _write_json(self.path / "result.json", {**result, "checksum": _json_digest(result)})
+
+    def discard_state(self) -> None:
+        """Removes what the run would resume from: a finished run no longer needs it."""
+        (self.path / "state.safetensors").unlink(missing_ok=True)
+
+    def epochs_stored(self) -> int:
+        """How many epochs an interrupted run has completed, without reading its large state."""
+        if not (self.path / "state.safetensors").is_file():
+            return 0
+        with contextlib.suppress(OSError):
+            lines = (self.path / "metrics.csv").read_bytes().count(b"\n")
+            return max(0, lines - 2)  # less the header and epoch 0
+        return 0
+
+    def pack(self) -> dict[str, bytes]:
+        """The files of a finished run by name, to be sent to another machine."""
+        return {name: (self.path / name).read_bytes() for name in FILES}
+
+    def unpack(self, files: dict[str, bytes]) -> None:
+        """Writes the files of a finished run, as `pack` returned them: result.json last."""
+        for name in FILES:
+            write_file(self.path / name, files[name])
+
+    def keep(self, config: RunConfig, files: dict[str, bytes]) -> Run:
+        """Stores a run that was trained elsewhere, in place of an unfinished or damaged one; raises as `read` does."""
+        self._prepare(config)
+        self.unpack(files)
+        self.discard_state()
+        return self.read(model=True)
+
+    def _prepare(self, config: RunConfig) -> None:
+        if self.path.is_symlink():
+            raise ValueError(f"{self.path} is a link; runs are written into folders of the store only: remove it")
+        interrupted = (self.path / "state.safetensors").exists()
+        later_files = any((self.path / name).exists() for name in FILES[2:])  # written after the last epoch
+        if (self.path / "result.json").exists() or (later_files and not interrupted):
+            move_aside(self.path)
+        for leftover in self.path.glob(".*.part"):  # of a process killed while it wrote
+            leftover.unlink()
+        named = {
+            "format": FORMAT,
+            "key": config.key,
+            "data": data_checksum(config.dataset),
+            "config": asdict(config),
+        }
+        _write_json(self.path / "config.json", named)
+
+    def _read_state(self, model: nn.Module) -> State:
+        path = self.path / "state.safetensors"
+        if not path.exists():
+            return State()
         try:
-            if _read_json(path)["format"] != FORMAT:
-                found.append(path.parent.name)
-        except (ValueError, KeyError, TypeError, RecursionError):  # no run of any format
-            continue
-    return found
+            tensors, metadata = load_tensors(path)
+            shapes = {name[6:]: value.shape for name, value in tensors.items() if name.startswith("model.")}
+            expected = {name: value.shape for name, value in model.state_dict().items()}
+            belongs_here = metadata.get("key") == self.path.name and shapes == expected
+            if not belongs_here or not 1 <= metadata["threads"] <= MAX_THREADS:
+                raise ValueError(f"{path} is the state of another run or another network")
+            return State(tensors, metadata["history"], metadata["threads"], metadata["environments"])
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            move_aside(path)
+            return State()
+
+    def _write_metrics(self, history: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_file(self.path / "metrics.csv", text.getvalue())
+
+    def _write_filters(self, model: nn.Module) -> None:
+        """γ and S of every expansion: figures are drawn from them, without the network."""
+        tensors = {}
+        for i, block in enumerate(blocks(model)):
+            tensors[f"gamma.{i}"] = block.expand_bn.weight
+            tensors[f"sparsity.{i}"] = filter_sparsity(block.expand.weight.detach().cpu())
+        save_tensors(self.path / "filters.safetensors", tensors, {})
+
+    def _read_config(self) -> RunConfig:
+        path = self.path / "config.json"
+        try:
+            stored = _read_json(path)
+            config = RunConfig.from_dict(stored["config"])
+            data = stored["data"]
+            key = config.name(data)
+            known_data = CHECKSUMS.get(config.dataset, data)
+            written_format = stored.get("format")
+        except MALFORMED as error:
+            raise ValueError(f"{path} cannot be read ({error})") from error
+        if written_format != FORMAT or key != self.path.name or data != known_data:
+            name = f"its config is named {key} (format {FORMAT})"
+            raise ValueError(f"{self.path}: {name}: another version wrote or edited it")
+        return config
+
+    def _read_result(self) -> dict:
+        """result.json, if it and the files whose checksums it holds are whole."""
+        path = self.path / "result.json"
+        try:
+            result = _read_json(path)
+            checksum = result.pop("checksum")
+            digests = {name: result["sha256"][name] for name in DIGESTED}
+        except MALFORMED as error:
+            raise ValueError(f"{path} cannot be read ({error})") from error
+        if checksum != _json_digest(result):
+            raise ValueError(f"{path}: its checksum does not match; delete or restore {self.path}")
+        for name, digest in digests.items():
+            path = self.path / name
+            if not path.is_file() or _file_digest(path) != digest:
+                raise ValueError(f"{path} is missing or its checksum does not match; delete or restore {self.path}")
+        return result
 
 
 def lock_run(store: Path, name: str) -> FileLock:
-    """The lock of run `name` in `store`, not acquired yet."""
+    """The lock of run `name` in the folder `store`, not acquired yet."""
     (store / ".locks").mkdir(parents=True, exist_ok=True)
     return FileLock(store / ".locks" / name)
 
@@ -142,68 +287,16 @@ def move_aside(path: Path) -> None:
     print(f"moved aside: {aside}; the run starts anew", file=sys.stderr)
 
 
-def open_folder(folder: Path, config: RunConfig) -> None:
-    """Makes `folder` ready for a training of `config`; a run that is damaged or lacks a file is moved aside.
-
-    Raises ValueError for a folder that is a link.
-    """
-    if folder.is_symlink():
-        raise ValueError(f"{folder} is a link; runs are written into folders of the store only: remove it")
-    ended = any((folder / name).exists() for name in FILES[2:]) and not (folder / "state.safetensors").exists()
-    if ended or (folder / "result.json").exists():
-        move_aside(folder)
-    for leftover in folder.glob(".*.part"):  # of a process killed while it wrote
-        leftover.unlink()
-    named = {"format": FORMAT, "key": config.key, "data": data_checksum(config.dataset), "config": asdict(config)}
-    _write_json(folder / "config.json", named)
-
-
-def write_state(folder: Path, config: RunConfig, state: State) -> None:
-    """Stores what the run of `config` resumes from, and its metrics so far."""
-    how = {"threads": state.threads, "environments": state.environments}
-    save_tensors(folder / "state.safetensors", state.tensors, how | {"key": config.key, "history": state.history})
-    write_metrics(folder, state.history)
-
-
-def read_state(folder: Path, config: RunConfig, model: nn.Module) -> State:
-    """What `write_state` stored; if that is damaged or of another network than `model`, it is moved aside."""
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return State()
-    try:
-        tensors, metadata = load_tensors(path)
-        shapes = {name[6:]: value.shape for name, value in tensors.items() if name.startswith("model.")}
-        expected = {name: value.shape for name, value in model.state_dict().items()}
-        if metadata.get("key") != config.key or shapes != expected or not 1 <= metadata["threads"] <= 4096:
-            raise ValueError(f"{path} is the state of another run or another network")
-        return State(tensors, metadata["history"], metadata["threads"], metadata["environments"])
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        move_aside(path)
-        return State()
-
-
-def write_metrics(folder: Path, history: list[dict]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_file(folder / "metrics.csv", text.getvalue())
-
-
-def write_filters(folder: Path, model: nn.Module) -> None:
-    """γ and S of every expansion: what figures are drawn from, without the network."""
-    tensors = {}
-    for i, block in enumerate(blocks(model)):
-        tensors[f"gamma.{i}"] = block.expand_bn.weight
-        tensors[f"sparsity.{i}"] = filter_sparsity(block.expand.weight.detach().cpu())
-    save_tensors(folder / "filters.safetensors", tensors, {})
-
-
-def write_result(folder: Path, result: dict) -> None:
-    """result.json, the last file of a run: its presence shows that the others are whole."""
-    result = result | {"sha256": {name: _file_digest(folder / name) for name in ("config.json", "metrics.csv")}}
-    _write_json(folder / "result.json", result | {"checksum": _json_digest(result)})
+def other_formats(store: Path) -> list[str]:
+    """Names of the run folders in `store` that another version wrote in another format: no config names them."""
+    found = []
+    for path in sorted(store.glob("*/config.json")):
+        try:
+            if _read_json(path)["format"] != FORMAT:
+                found.append(path.parent.name)
+        except (ValueError, KeyError, TypeError, RecursionError):  # no run of any format
+            continue
+    return found
 
 
 def _read_json(path: Path) -> dict:

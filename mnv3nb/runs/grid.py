@@ -1,23 +1,22 @@
-"""Many runs: which are missing, in which order, in how many processes, and how long it will take."""
+"""Many runs: which are missing, in which order they are trained, in how many processes, and how long that takes."""
 
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
-from .cluster import Courier
+from .cluster import RemoteWorkers
 from .config import RunConfig
 from .find_or_train import Runs, dataset_of
-from .folder import Run
+from .folder import Run, RunFolder
 
-STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # the latter Dask's: its workers died again and again
-MANY = 100  # runs on the way at a time where each takes its parent's network along, some 17 MB
-WORTH_A_PROCESS = 20_000  # images to train on; below, starting processes takes longer than the work
+STOP_ONE_RUN = ("FloatingPointError", "KilledWorker")  # it diverged; its Dask workers died again and again
+WORTH_PROCESSES = 20_000 * 32**2  # pixels to train on: below, starting processes takes longer than they save
 
 
 def plan(runs: Runs, configs: Iterable[RunConfig]) -> list[RunConfig]:
@@ -25,37 +24,37 @@ def plan(runs: Runs, configs: Iterable[RunConfig]) -> list[RunConfig]:
     missing: dict[str, RunConfig] = {}
 
     def add(config: RunConfig, model: bool = False) -> None:
-        if config.key not in missing and not runs.find(config, model):
-            if config.parent:
-                add(config.parent, model=True)
-            missing[config.key] = config
+        if config.key in missing or runs.find(config, model):
+            return
+        if config.parent:
+            add(config.parent, model=True)  # to be pruned, its network is needed
+        missing[config.key] = config
 
     for config in configs:
         add(config)
     return list(missing.values())
 
 
-def run_grid(runs: Runs, configs: Iterable[RunConfig], executor: Executor | None = None, done=None) -> list[Run]:
+def run_grid(
+    runs: Runs,
+    configs: Iterable[RunConfig],
+    executor: Executor | None = None,
+    done: Callable[[Run], object] | None = None,
+) -> list[Run]:
     """`runs.run` for each config, in order; parents come first, every run is trained once.
 
-    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster); workers need this package and the data,
-    and use the folder of `runs` where they see it. None: here, one after another, or in `$MNV3NB_WORKERS` processes of
-    one thread each, which on a CPU is faster than one process of many threads. `done(run)` is called here after each
-    training, before the run's children start. A run that diverges, or whose workers keep dying, does not stop the
-    others: RuntimeError at the end lists all that failed.
+    `executor`: any `concurrent.futures.Executor` (processes, Dask, a cluster), see README.md here. Its workers need this
+    package and the data; they train in their own `$MNV3NB_HOME/runs`, and finished runs are stored under `runs`.
+    None: here, one after another, or in `$MNV3NB_WORKERS` processes of one thread each, which on a CPU is faster than
+    one process of many threads. `done(run)` is called here after each training, before the run's children start.
+    A run that diverges, or whose workers keep dying, does not stop the others: RuntimeError at the end lists them.
     """
     configs = list(configs)
     missing = plan(runs, configs)
-    work = {config.key: work_left(runs, config) for config in missing}
-    workers = min(count_workers(), len(missing))
-    with contextlib.ExitStack() as stack:
-        limit = len(missing) if executor else 1
-        if executor is None and workers > 1 and sum(work.values()) > WORTH_A_PROCESS:
-            executor, limit = stack.enter_context(processes(workers)), workers
-        courier = Courier(runs, executor) if executor and missing else None
-        if courier:
-            stack.callback(courier.mark.close)  # which removes it
-        failed = _train_all(runs, missing, work, courier, limit, done)
+    if executor:
+        failed = _train_all(missing, RemoteWorkers(runs, executor), done, runs.progress)
+    else:
+        failed = _train_here(runs, missing, done)
     if failed:
         raise RuntimeError(f"{len(failed)} run(s) failed:\n" + "\n".join(failed.values()))
     return [runs.run(config) for config in configs]
@@ -69,76 +68,165 @@ def count_workers() -> int:
     return int(value)
 
 
-def work_left(runs: Runs, config: RunConfig) -> int:
-    """Images still to train on, one to test on counted as a third: what the time left is estimated by."""
-    data, folder, stored = dataset_of(config), runs.folder / config.key, 0
-    with contextlib.suppress(OSError):
-        if (folder / "state.safetensors").is_file():
-            stored = (folder / "metrics.csv").read_bytes().count(b"\n") - 2  # less the header and epoch 0
-    return max(1, config.train.epochs - stored) * (len(data.train_images) + len(data.test_images) // 3)
+def _train_here(runs: Runs, configs: list[RunConfig], done: Callable[[Run], object] | None) -> dict[str, str]:
+    """Trains `configs` in this process or, if that is worth it, in several; returns what failed, by key."""
+    count = min(count_workers(), len(configs))
+    work = {config.key: work_left(runs, config) for config in configs}
+    if count <= 1 or sum(work.values()) <= WORTH_PROCESSES:
+        workers = LocalWorkers(runs, ThisProcess(), Pace(work, 1))
+        return _train_all(configs, workers, done, runs.progress)
+    silent = Runs(runs.folder, runs.recorded, runs.device, progress=False)
+    with processes(count) as pool:
+        workers = LocalWorkers(silent, pool, Pace(work, count))
+        return _train_all(configs, workers, done, runs.progress)
 
 
-def _train_all(runs, configs: list[RunConfig], work: dict[str, int], courier, limit: int, done) -> dict[str, str]:
-    """Trains `configs`, at most `limit` at a time, the first that can start first; returns what failed, by key."""
-    waiting, running, failed = {config.key: config for config in configs}, {}, {}
-    start = time.perf_counter()
+def _train_all(
+    configs: list[RunConfig],
+    workers: "LocalWorkers | RemoteWorkers",
+    done: Callable[[Run], object] | None,
+    progress: bool,
+) -> dict[str, str]:
+    """Trains `configs`, each when its parent is finished and a worker is free; returns what failed, by key."""
+    waiting = {config.key: config for config in configs}
+    running: dict[Future, RunConfig] = {}
+    failed: dict[str, str] = {}
     while waiting or running:
-        most = min(limit, MANY) if courier and courier.blind else limit
-        for config in _ready(waiting, running.values(), failed)[: max(0, most - len(running))]:
-            config = waiting.pop(config.key)
-            running[courier.submit(config) if courier else _run_here(runs, config)] = config
+        free = workers.limit - len(running)
+        for config in _ready(waiting, running.values())[:free]:
+            del waiting[config.key]
+            running[workers.start(config)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             config = running.pop(future)
             try:
-                run = courier.receive(config, future.result()) if courier else future.result()
+                run = workers.collect(config, future)
             except CancelledError:
                 raise RuntimeError(f"run {config.key} was cancelled, or its scheduler ended") from None
             except Exception as error:
                 if type(error).__name__ not in STOP_ONE_RUN:
                     raise
                 failed[config.key] = f"{config.label}: {error}"
-                continue
-            if run is None:
-                waiting = {config.key: config} | waiting
+                _fail_children(waiting, failed)
                 continue
             if done:
                 done(run)
-            if runs.progress:
-                todo = sum(work[c.key] for c in (*waiting.values(), *running.values()))
-                left = (time.perf_counter() - start) * todo / (sum(work.values()) - todo)
-                number = f"{len(configs) - len(waiting) - len(running)}/{len(configs)}"
-                text = f"{config.key} {config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
-                print(f"run {number} {text}; about {left:.0f} s left", flush=True)
+            if progress:
+                number = len(configs) - len(waiting) - len(running)
+                seconds_left = workers.seconds_left(waiting.values(), running.values())
+                _print_finished(run, f"{number}/{len(configs)}", seconds_left)
     return failed
 
 
-def _ready(waiting: dict[str, RunConfig], running: Iterable[RunConfig], failed: dict[str, str]) -> list[RunConfig]:
-    """Those of `waiting` whose parents are there; those whose parents failed move to `failed`."""
-    busy, ready = {config.key for config in running}, []
-    for key, config in list(waiting.items()):
-        parent = config.parent.key if config.parent else None
-        if parent in failed:
+def _ready(waiting: dict[str, RunConfig], running: Iterable[RunConfig]) -> list[RunConfig]:
+    """Those of `waiting` whose parents are finished, in their order: the most valuable first."""
+    unfinished = {*waiting, *(config.key for config in running)}
+    return [config for config in waiting.values() if not config.parent or config.parent.key not in unfinished]
+
+
+def _fail_children(waiting: dict[str, RunConfig], failed: dict[str, str]) -> None:
+    """Moves the runs whose parents have failed from `waiting` to `failed`, and so their own children."""
+    for key, config in list(waiting.items()):  # parents come before children
+        if config.parent and config.parent.key in failed:
             failed[key] = f"{config.label}: its parent failed"
             del waiting[key]
-        elif parent not in busy and parent not in waiting:
-            ready.append(config)
-    return ready
 
 
-def _run_here(runs: Runs, config: RunConfig) -> Future:
-    future = Future()
-    try:  # model=True: what is missing is trained whole, though there may be a record of it without its network
-        future.set_result(runs.run(config, model=True))
-    except FloatingPointError as error:
-        future.set_exception(error)
-    return future
+def _print_finished(run: Run, number: str, seconds_left: float | None) -> None:
+    text = f"run {number} {run.key} {run.config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
+    if seconds_left is not None:
+        text += f"; about {_duration(seconds_left)} left"
+    print(text, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
+
+
+class LocalWorkers:
+    """Processes of this machine: they train in the caller's folder, where interrupted runs resume."""
+
+    def __init__(self, runs: Runs, pool: Executor, pace: "Pace"):
+        self.runs = runs
+        self.pool = pool
+        self.pace = pace
+        self.limit = pace.workers
+
+    def start(self, config: RunConfig) -> Future:
+        self.pace.begin(config.key, time.perf_counter())
+        # model=True: what is missing is trained whole, though there may be a record of it without its network
+        return self.pool.submit(self.runs.run, config, model=True)
+
+    def collect(self, config: RunConfig, future: Future) -> Run:
+        run = future.result()
+        self.pace.end(config.key, time.perf_counter())
+        return run
+
+    def seconds_left(self, waiting: Iterable[RunConfig], running: Iterable[RunConfig]) -> float | None:
+        waiting_keys = [config.key for config in waiting]
+        running_keys = [config.key for config in running]
+        return self.pace.seconds_left(waiting_keys, running_keys, time.perf_counter())
+
+
+class ThisProcess(Executor):
+    """Does what is submitted at once, in the caller's thread."""
+
+    def submit(self, function, /, *args, **named) -> Future:
+        future = Future()
+        try:
+            future.set_result(function(*args, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def work_left(runs: Runs, config: RunConfig) -> int:
+    """Pixels still to train on; one to test on counts as a third, since it has no backward pass."""
+    data = dataset_of(config)
+    images = len(data.train_images) + len(data.test_images) // 3
+    epochs = config.train.epochs - RunFolder(runs.folder / config.key).epochs_stored()
+    return max(1, epochs) * images * config.train.image_size**2
+
+
+class Pace:
+    """How fast the workers of a grid have been: what its time left is estimated from."""
+
+    def __init__(self, work: dict[str, int], workers: int):
+        self.work = work  # of each run, by key: see `work_left`
+        self.workers = workers  # number of runs trained at a time
+        self.began: dict[str, float] = {}  # when each training began, in seconds
+        self.work_done = 0  # of the finished runs
+        self.seconds_spent = 0.0  # on them, by all workers together
+
+    def begin(self, key: str, now: float) -> None:
+        self.began[key] = now
+
+    def end(self, key: str, now: float) -> None:
+        self.work_done += self.work[key]
+        self.seconds_spent += now - self.began[key]
+
+    def seconds_left(self, waiting: Iterable[str], running: Iterable[str], now: float) -> float | None:
+        """Until the runs of these keys are finished; None before the first has finished, or if none is left."""
+        if not self.work_done:
+            return None
+        seconds_per_work = self.seconds_spent / self.work_done
+        left = [self.work[key] * seconds_per_work for key in waiting]
+        for key in running:
+            expected = self.work[key] * seconds_per_work
+            left.append(max(0.0, expected - (now - self.began[key])))
+        if not left:
+            return None
+        return max(sum(left) / self.workers, max(left))  # two workers never share a run
 
 
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[Executor]:
     """Processes of one thread each; if this one is interrupted they end at once, and their runs can be resumed."""
     others = set(active_children())
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin_process)
     try:
         yield pool
     except BaseException:
@@ -149,7 +237,7 @@ def processes(count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
+def _begin_process() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

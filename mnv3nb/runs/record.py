@@ -12,15 +12,15 @@ from ..system.files import write_atomically
 from ..training import evaluate
 from .config import RunConfig
 from .find_or_train import Runs, dataset_of
-from .folder import Run, lock_run, move_aside, read_run, write_result
+from .folder import Run, RunFolder, lock_run, move_aside
 from .profiles import Profile
 
 
 def record(runs: Runs, config: RunConfig, model: bool = False) -> Run:
-    """Copy a finished run to `runs.recorded`: without its network or, with `model=True`, half as large.
+    """Copies a finished run to `runs.recorded`: without its network or, with `model=True`, with it in half precision.
 
-    Then result.json holds what the stored half-precision file reaches: stored_accuracy on all test images, and
-    stored_correct_1000, how many of the first 1,000.
+    With its network, result.json also holds what the stored half-precision file reaches: stored_accuracy on all test
+    images, and stored_correct_1000, how many of the first 1,000 it classifies correctly.
     """
     place = runs.recorded / config.key
     with lock_run(runs.folder, f"record-{config.key}"):
@@ -29,38 +29,52 @@ def record(runs: Runs, config: RunConfig, model: bool = False) -> Run:
             return run
         runs.recorded.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=runs.recorded) as scratch:
-            _copy(runs, run, Path(scratch, config.key), model)
+            copy = Path(scratch, config.key)
+            _copy(run, copy)
+            result = dict(run.result)
+            if model:
+                result |= _store_network(runs, run, copy / "model.safetensors")
+            RunFolder(copy).write_result(result)
             before = runs.find(config)
             if before and before.folder == place and not (place / "model.safetensors").exists():
                 os.replace(place, Path(scratch, "before"))  # the same run without its network
             elif place.exists():
                 move_aside(place)
-            os.replace(Path(scratch, config.key), place)
-        return read_run(place, model)
+            os.replace(copy, place)
+        return RunFolder(place).read(model)
 
 
 def recorder(runs: Runs, profile: Profile, configs: Iterable[RunConfig]) -> Callable[[Run], Run]:
     """Records those of `configs` and their parents that are finished; the function it returns records the others."""
 
-    def keep(config: RunConfig) -> Run:
+    def record_config(config: RunConfig) -> Run:
         return record(runs, config, profile.ships_network(config))
 
     for config in configs:
-        for finished in filter(runs.find, filter(None, (config.parent, config))):
-            keep(finished)
-    return lambda run: keep(run.config)
+        if config.parent and runs.find(config.parent):
+            record_config(config.parent)
+        if runs.find(config):
+            record_config(config)
+    return lambda run: record_config(run.config)
 
 
-def _copy(runs: Runs, run: Run, folder: Path, model: bool) -> None:
+def _copy(run: Run, folder: Path) -> None:
     for name in ("config.json", "metrics.csv", "filters.safetensors"):
         with open(run.folder / name, "rb") as source, write_atomically(folder / name) as target:
             shutil.copyfileobj(source, target)
-    result = dict(run.result)
-    if model:
-        original, data, size = run.model(), dataset_of(run.config), run.config.train.image_size
-        save_model(original, folder / "model.safetensors", half=True, **original.metadata)
-        stored = load_model(folder / "model.safetensors").to(pick_device(runs.device))
-        result["stored_accuracy"] = evaluate(stored, data.test_images, data.test_labels, size)
-        images, labels = data.test_images[:1000], data.test_labels[:1000]
-        result["stored_correct_1000"] = round(evaluate(stored, images, labels, size) * len(labels))
-    write_result(folder, result)
+
+
+def _store_network(runs: Runs, run: Run, path: Path) -> dict:
+    """Stores the network in half precision; what the stored file reaches."""
+    network = run.model()
+    save_model(network, path, half=True, **network.metadata)
+    stored = load_model(path).to(pick_device(runs.device))
+    data = dataset_of(run.config)
+    image_size = run.config.train.image_size
+    first_images = data.test_images[:1000]
+    first_labels = data.test_labels[:1000]
+    share_of_first = evaluate(stored, first_images, first_labels, image_size)
+    return {
+        "stored_accuracy": evaluate(stored, data.test_images, data.test_labels, image_size),
+        "stored_correct_1000": round(share_of_first * len(first_labels)),
+    }
