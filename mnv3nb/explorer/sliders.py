@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from ..blocks import blocks
 from ..data.batches import Dataset, to_input
-from ..deploy.widths import default_se_rule
 from ..importance import CRITERIA, score
 from ..plots import CRITERION_LABELS
-from ..pruning import SE_RULES, keep_masks, layer_collapse_rates, prune, threshold
+from ..pruning import SE_RULES, default_se_rule, keep_masks, layer_collapse_rates, prune, threshold
 from ..repair import fold_bias
 from ..report.feature_maps import expansion_maps
 from ..runs.find_or_train import first_batches
