@@ -8,66 +8,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import blocks, narrow_block
+from ..blocks import Block, blocks, narrow_block
 from ..costs import count_parameters, layer_costs
-from ..model import MobileNetV3Large
-from ..pruning import check_pruning, keep_masks, prune, se_width, top_masks
+from ..pruning import check_pruning, default_se_rule, keep_masks, prune, se_width, top_masks
 
-COSTS = ("filters", "parameters", "flops")
+COST_NAMES = ("filters", "parameters", "flops")
 
 
-def fit_masks(model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_of: int, budget: str) -> list[Tensor]:
-    """Keep masks with widths that are multiples of `multiple_of` and cost no more of `budget` than `rate` alone leaves.
+def fit_masks(model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_of: int, cost: str) -> list[Tensor]:
+    """Keep masks with widths that are multiples of `multiple_of` and cost no more than the widths that `rate` leaves.
 
     `keep_masks` moves each width to the nearest multiple, which may cost more than was asked for. Here `fit_widths`
-    chooses the multiples together, for the highest total score. `budget`: "filters", "parameters" or "flops".
-    Raises ValueError for what `keep_masks` and `block_costs` refuse and for a budget too small for the multiples.
+    chooses all multiples together, for the highest total score. `cost`: "filters", "parameters" or "flops".
+    Raises ValueError for what `keep_masks` and `block_costs` refuse, and if even the smallest multiples cost too much.
     """
-    tables = block_costs(model, budget, multiple_of)
-    limit = sum(current_costs(prune(model, keep_masks(scores, rate)), budget))
-    return top_masks(scores, fit_widths(scores, tables, limit))
+    tables = block_costs(model, cost, multiple_of)
+    unaligned = prune(model, keep_masks(scores, rate))
+    budget = sum(current_costs(unaligned, cost))
+    return top_masks(scores, fit_widths(scores, tables, budget))
 
 
 def block_costs(
     model: nn.Module, cost: str, multiple_of: int = 1, image_size: int = 224, squeeze: str | None = None
 ) -> list[dict[int, int]]:
-    """For each block {width: its cost} at every multiple of `multiple_of` up to its width (a narrower block: its width).
+    """For each block {width: its cost}, at every multiple of `multiple_of` up to the block's width.
 
-    `cost`: "filters", "parameters", or "flops" as `count_flops` counts them at `image_size` pixels, with the hidden
-    channels of SE that `prune(squeeze=...)` leaves at that width. The sum over the blocks differs from the network's cost by what
-    lies outside the blocks. Raises ValueError for another cost or a multiple below 1.
+    A block narrower than `multiple_of` has its own width only. `cost`: "filters", "parameters", or "flops" as
+    `count_flops` counts them at `image_size` pixels. SE has the hidden channels that `prune(squeeze=...)` leaves.
+    What lies outside the blocks is not counted. Raises ValueError for another cost or a multiple below 1.
     """
-    if cost not in COSTS:
-        raise ValueError(f"the cost must be one of {', '.join(COSTS)}, got {cost!r}")
+    if cost not in COST_NAMES:
+        raise ValueError(f"the cost must be one of {', '.join(COST_NAMES)}, got {cost!r}")
     check_pruning(multiple_of=multiple_of)
-    # a cost is base + channel·w + hidden·h + pair·w·h at width w with h hidden channels: four points tell the factors
-    points = [current_costs(_uniform(model, w, h), cost, image_size) for w, h in ((1, 1), (2, 1), (1, 2), (2, 2))]
+    se_rule = squeeze or default_se_rule(model)
+
+    # A block has w channels, h hidden channels in SE, and a fixed number of channels outside. Its depthwise convolution,
+    # BatchNorm, biases and ReLU cost a constant per channel. Its 1×1 convolutions cost a constant per pair of an input
+    # and an output channel, and none leads from w to w or from h to h. So no term of the cost is higher than w·h:
+    #     cost(w, h) = base + channel·w + hidden·h + pair·w·h
+    # Four costs determine the four factors:
+    #     cost(1, 1) = base +   channel +   hidden +   pair
+    #     cost(2, 1) = base + 2·channel +   hidden + 2·pair
+    #     cost(1, 2) = base +   channel + 2·hidden + 2·pair
+    #     cost(2, 2) = base + 2·channel + 2·hidden + 4·pair
+    cost_1_1 = current_costs(_with_uniform_blocks(model, width=1, hidden=1), cost, image_size)
+    cost_2_1 = current_costs(_with_uniform_blocks(model, width=2, hidden=1), cost, image_size)
+    cost_1_2 = current_costs(_with_uniform_blocks(model, width=1, hidden=2), cost, image_size)
+    cost_2_2 = current_costs(_with_uniform_blocks(model, width=2, hidden=2), cost, image_size)
     tables = []
-    for block, at_1_1, at_2_1, at_1_2, at_2_2 in zip(blocks(model), *points):
-        pair = at_2_2 - at_2_1 - at_1_2 + at_1_1
-        channel, hidden = at_2_1 - at_1_1 - pair, at_1_2 - at_1_1 - pair
-        base, table = at_1_1 - channel - hidden - pair, {}
-        for w in range(multiple_of, block.width + 1, multiple_of) or (block.width,):
-            h = se_width(w, block.hidden, squeeze or default_se_rule(model))
+    for i, block in enumerate(blocks(model)):
+        pair = cost_2_2[i] - cost_2_1[i] - cost_1_2[i] + cost_1_1[i]
+        channel = cost_2_1[i] - cost_1_1[i] - pair
+        hidden = cost_1_2[i] - cost_1_1[i] - pair
+        base = cost_1_1[i] - channel - hidden - pair
+        table = {}
+        for w in _allowed_widths(block, multiple_of):
+            h = se_width(w, block.hidden, se_rule)
             table[w] = base + channel * w + hidden * h + pair * w * h
         tables.append(table)
     return tables
 
 
 def current_costs(model: nn.Module, cost: str, image_size: int = 224) -> list[int]:
-    """What each block of `model` costs at its width; see `block_costs`."""
+    """What each block of `model` costs as it is; for `cost` and `image_size` see `block_costs`."""
+    found = blocks(model)
     if cost == "filters":
-        return [block.width for block in blocks(model)]
+        return [block.width for block in found]
     if cost == "parameters":
-        return [count_parameters(block.module) for block in blocks(model)]
-    rows = layer_costs(model, image_size)
-    names = [f"{block.name}." for block in blocks(model)]
-    return [sum(row["flops"] for row in rows if row["name"].startswith(name)) for name in names]
-
-
-def default_se_rule(model: nn.Module) -> str:
-    """The `squeeze` that `prune` takes for `model` if none is given."""
-    return "paper" if isinstance(model, MobileNetV3Large) else "keep"
+        return [count_parameters(block.module) for block in found]
+    layers = layer_costs(model, image_size)
+    costs = []
+    for block in found:
+        inside = [layer["flops"] for layer in layers if layer["name"].startswith(f"{block.name}.")]
+        costs.append(sum(inside))
+    return costs
 
 
 def fit_widths(
@@ -75,10 +89,10 @@ def fit_widths(
 ) -> list[int]:
     """The width of each block such that the kept scores add up to the most and the costs to no more than `budget`.
 
-    `costs[i]` maps each width allowed in block i to its cost: from `block_costs`, or measured milliseconds. A knapsack,
-    solved by dynamic programming over the budget, which is cut into `steps` parts; costs are rounded up to parts.
-    Integers up to `steps` are exact, so that "filters" without alignment gives the paper's global ranking.
-    Raises ValueError for a budget that no choice of widths meets.
+    `costs[i]` maps each width allowed in block i to its cost, from `block_costs` or in measured milliseconds. This is a
+    knapsack, solved by dynamic programming over the budget. The budget is cut into `steps` parts, and costs are rounded
+    up to parts. Integer costs within a budget of at most `steps` are exact, so that "filters" without alignment gives
+    the paper's global ranking. Raises ValueError for a budget that no choice of widths meets.
     """
     cheapest = [min(table, key=table.get) for table in costs]
     least = sum(table[width] for table, width in zip(costs, cheapest))
@@ -86,30 +100,61 @@ def fit_widths(
         raise ValueError(
             f"no widths meet a budget of {budget:g}: the smallest network costs {least:g}, widths {cheapest}"
         )
-    exact = budget <= steps and all(isinstance(c, int) for table in costs for c in table.values())
-    steps = int(budget) if exact else steps
-    parts = [[c if exact else math.ceil(c / budget * steps - 1e-9) for c in table.values()] for table in costs]
-    best, choices = torch.zeros(steps + 1, dtype=torch.double), []  # best[b]: highest score so far for b parts
-    for s, table, needed in zip(scores, costs, parts, strict=True):
-        kept = F.pad(s.cpu().double().sort(descending=True).values.cumsum(0), (1, 0))  # kept[w]: score of the w best
-        options = torch.full((len(table), steps + 1), -torch.inf, dtype=torch.double)
-        for row, width, part in zip(options, table, needed):
-            row[part:] = best[: max(0, steps + 1 - part)] + kept[width]
-        best, choice = options.max(0)
+    if budget <= steps and all(_has_integer_costs(table) for table in costs):
+        capacity = int(budget)  # a part is 1
+        parts_of_blocks = [list(table.values()) for table in costs]
+    else:
+        capacity = steps
+        parts_of_blocks = [_in_parts(table, budget, steps) for table in costs]
+
+    # best[p]: the highest score of the blocks so far that p parts pay for; -inf: they do not pay for any widths
+    best = torch.zeros(capacity + 1, dtype=torch.double)
+    choices = []  # for each block and p, the place of the chosen width in the block's table
+    for block_scores, table, parts in zip(scores, costs, parts_of_blocks, strict=True):
+        kept_score = _scores_by_width(block_scores)
+        options = torch.full((len(table), capacity + 1), -torch.inf, dtype=torch.double)
+        for place, (width, needed) in enumerate(zip(table, parts)):
+            if needed <= capacity:
+                options[place, needed:] = best[: capacity + 1 - needed] + kept_score[width]
+        best, choice = options.max(dim=0)
         choices.append(choice)
-    if best[-1] == -torch.inf:  # the budget is met, but not by costs rounded up
+    if best[capacity] == -torch.inf:  # the costs meet the budget, but not once they are rounded up
         return cheapest
-    widths, left = [], steps
-    for choice, table, needed in zip(reversed(choices), reversed(costs), reversed(parts)):
+
+    widths = []
+    left = capacity
+    for choice, table, parts in zip(reversed(choices), reversed(costs), reversed(parts_of_blocks)):
         place = int(choice[left])
         widths.append(list(table)[place])
-        left -= needed[place]
-    return widths[::-1]
+        left -= parts[place]
+    widths.reverse()
+    return widths
 
 
-def _uniform(model: nn.Module, width: int, hidden: int) -> nn.Module:
-    """A copy of `model`, shapes only, with blocks of `width` channels and `hidden` hidden channels of SE."""
+def _allowed_widths(block: Block, multiple_of: int) -> list[int]:
+    if block.width < multiple_of:
+        return [block.width]
+    return list(range(multiple_of, block.width + 1, multiple_of))
+
+
+def _with_uniform_blocks(model: nn.Module, width: int, hidden: int) -> nn.Module:
+    """A copy of `model`, shapes only, whose blocks all have `width` channels and `hidden` hidden channels of SE."""
     small = copy.deepcopy(model).to("meta").float()
     for block in blocks(small):
         narrow_block(block, torch.zeros(width, dtype=torch.long), torch.zeros(hidden, dtype=torch.long))
     return small
+
+
+def _has_integer_costs(table: Mapping[int, float]) -> bool:
+    return all(isinstance(cost, int) for cost in table.values())
+
+
+def _in_parts(table: Mapping[int, float], budget: float, steps: int) -> list[int]:
+    """The costs in `table` as numbers of parts of `budget`, rounded up."""
+    return [math.ceil(cost / budget * steps - 1e-9) for cost in table.values()]  # 1e-9: 3.0000000001 is 3
+
+
+def _scores_by_width(scores: Tensor) -> Tensor:
+    """The score kept at each width 0, 1, ...: that of the best filters."""
+    best_first = scores.cpu().double().sort(descending=True).values
+    return F.pad(best_first.cumsum(0), (1, 0))

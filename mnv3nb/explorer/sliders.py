@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ..blocks import blocks
 from ..data.batches import Dataset
-from ..deploy.widths import default_se_rule
 from ..importance import CRITERIA
 from ..plots import CRITERION_LABELS
-from ..pruning import SE_RULES, keep_masks, layer_collapse_rates, threshold
+from ..pruning import SE_RULES, default_se_rule, keep_masks, layer_collapse_rates, threshold
 from .background import Background
 from .measurements import Measurements
 from .picture import Accuracies, Picture, png

@@ -1,8 +1,8 @@
-"""What a job of `slim` is asked to do, and the files that its stages leave."""
+"""What a job of `slim` is asked to do, and the folder that it works in."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..data.batches import Dataset
@@ -12,68 +12,106 @@ from ..pruning import check_pruning
 from ..system.files import lookup, write_file
 from ..training import TrainConfig
 
-TARGETS = ("rate", "max_drop", "latency", "parameters")
-
-
-def _option(help: str, default=None):
-    return field(default=default, metadata={"help": help})
-
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `slim`; the command's options have the same names and defaults. Raises ValueError for a wrong value."""
+    """What `slim` is asked to do; the options of `python -m mnv3nb slim` have the same names and defaults.
 
-    network: str = _option("such as torchvision/mobilenet_v3_large", "")
-    data: str = _option("a folder of class folders, an .npz, digits or cifar10", "")
-    out: str = _option("the folder for the results", "")
-    weights: str | None = _option("a .pth file with a state dict, DEFAULT (pretrained), or nothing: random")
-    criterion: str | None = _option("prune the given weights by this, without sparse training before")
-    rate: float | None = _option("share of filters removed, in [0, 1); 0.5 if there is no other target")
-    max_drop: float | None = _option("points of accuracy on held-out training images that may be lost")
-    latency: float | None = _option("share of the dense network's latency to reach")
-    parameters: float | None = _option("parameters to reach, such as 2.3e6")
-    multiple_of: int = _option("widths that fast kernels take; 16 is a good choice", 1)
-    epochs: int = _option("of sparse training, and again of fine-tuning", 10)
-    image_size: int | None = _option("pixels; default: of the stored images, at least 32")
-    batch_size: int = _option("images per step", 32)
-    lr: float = _option("learning rate of Adam, annealed to 0", 1e-3)
-    lam: float | None = _option("λ of the sparsity penalty; default: 0.5 / steps")
-    augment: str = _option("none, crop or crop_flip", "crop_flip")
-    seed: int = _option("of order, augmentation and new layers", 0)
+    At most one of the four targets (rate, max_drop, latency, parameters) may be given; without one, the rate is 0.5.
+    Raises ValueError for a value that is not allowed.
+    """
+
+    network: str  # a name that `build_network` knows, such as torchvision/mobilenet_v3_large
+    data: str  # what `load_dataset` reads: a folder of class folders, an .npz file, digits or cifar10
+    out: str  # folder for the results
+    weights: str | None = None  # .pth file with a state dict, "DEFAULT" (the library's pretrained ones), None: random
+    criterion: str | None = None  # prunes the given weights as they are; None: sparse training first
+
+    # the target: at most one of these four
+    rate: float | None = None  # share of the filters to remove, in [0, 1)
+    max_drop: float | None = None  # percentage points of accuracy on held-out training images that may be lost
+    latency: float | None = None  # latency to reach, as a share of the dense network's
+    parameters: float | None = None  # number of parameters to reach
+
+    multiple_of: int = 1  # round widths to multiples of this; 16 suits most CPUs
+    epochs: int = 10  # of sparse training, and as many of fine-tuning
+    image_size: int | None = None  # side of the network's input in pixels; None: the stored images', at least 32
+    batch_size: int = 32  # images per training step
+    lr: float = 1e-3  # learning rate of Adam, annealed to 0
+    lam: float | None = None  # λ of the sparsity penalty; None: 0.5 / steps, because its effect adds up over the steps
+    augment: str = "crop_flip"  # augmentation: "none", "crop" or "crop_flip"
+    seed: int = 0  # of the images' order, the augmentation and new layers
 
     def __post_init__(self):
-        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        targets = self._targets()
         if len(targets) > 1:
-            raise ValueError(f"give one of the targets {', '.join(TARGETS)}; got {' and '.join(targets)}")
-        if targets and targets != ["rate"] and not getattr(self, targets[0]) > 0:
-            raise ValueError(f"{targets[0]} must be above 0, got {getattr(self, targets[0])!r}")
-        check_pruning(self.rate or 0, self.multiple_of)
-        self.training(32)
+            given = " and ".join(targets)
+            raise ValueError(f"give one of the targets rate, max_drop, latency, parameters; got {given}")
+        for name, value in targets.items():
+            if name != "rate" and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}")
+        check_pruning(0 if self.rate is None else self.rate, self.multiple_of)
+        self.train_config(
+            image_size=32 if self.image_size is None else self.image_size,
+            lam=0.0 if self.lam is None else self.lam,
+        )
         if self.criterion is not None:
-            lookup({name: None for name in CRITERIA if name not in NEEDS_DATA}, self.criterion, "criterion")
+            usable = {name: None for name in CRITERIA if name not in NEEDS_DATA}
+            lookup(usable, self.criterion, "criterion")
             if self.weights in (None, "DEFAULT"):
                 raise ValueError("a criterion prunes trained weights: give weights for these classes, or no criterion")
 
     @property
-    def target(self) -> str:
-        return next((name for name in TARGETS if getattr(self, name) is not None), "rate")
+    def target(self) -> tuple[str, float]:
+        """The target's name and its value: ("rate", 0.5) if none is given."""
+        targets = self._targets()
+        if not targets:
+            return "rate", 0.5
+        (target,) = targets.items()
+        return target
 
-    def training(self, image_size: int, lam: float = 0.0) -> TrainConfig:
-        """Sparse training at λ = `lam`, or fine-tuning at 0."""
-        how = {name: getattr(self, name) for name in ("epochs", "batch_size", "lr", "augment", "seed")}
-        return TrainConfig(image_size=image_size, lam=lam, **how)
+    def _targets(self) -> dict[str, float]:
+        """The targets that are given, by name."""
+        targets = {
+            "rate": self.rate,
+            "max_drop": self.max_drop,
+            "latency": self.latency,
+            "parameters": self.parameters,
+        }
+        return {name: value for name, value in targets.items() if value is not None}
 
-    def stage(self, name: str) -> Path:
-        """The file that a stage leaves; what is there is not computed again."""
+    def train_config(self, image_size: int, lam: float = 0.0) -> TrainConfig:
+        """Sparse training at λ = `lam`; fine-tuning at λ = 0."""
+        return TrainConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            image_size=image_size,
+            lr=self.lr,
+            lam=lam,
+            augment=self.augment,
+            seed=self.seed,
+        )
+
+    def stage_file(self, name: str) -> Path:
+        """Where a stage leaves file `name`. What is there is not computed again."""
         return Path(self.out, "stages", name)
 
     def claim_folder(self, data: Dataset) -> None:
-        """Makes `out` this job's folder; raises ValueError if stages of another job or of other images are in it."""
-        mine, path = asdict(self) | {"data": content_checksum(data), "out": None}, self.stage("job.json")
+        """Make `out` this job's folder. Raises ValueError if it holds stages of another job or of other images."""
+        mine = asdict(self)
+        mine["data"] = content_checksum(
+            data
+        )  # images are known by their content and weights by theirs: paths may change
+        mine["out"] = None
         if self.weights not in (None, "DEFAULT"):
             mine["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
-        theirs = json.loads(path.read_text()) if path.is_file() else mine
-        if other := [name for name in mine if theirs.get(name) != mine[name]]:
-            text = f"{self.out} holds a job with another {', '.join(other)}"
-            raise ValueError(f"{text}: give another folder, or remove {path.parent} to start anew")
+
+        path = self.stage_file("job.json")
+        stored = json.loads(path.read_text()) if path.is_file() else mine
+        different = [name for name in mine if stored.get(name) != mine[name]]
+        if different:
+            raise ValueError(
+                f"{self.out} holds a job with another {', '.join(different)}: "
+                f"give another folder, or remove {path.parent} to start anew"
+            )
         write_file(path, json.dumps(mine, indent=1))

@@ -1,6 +1,5 @@
-"""The whole job in stages, each of which leaves a file: train sparsely, choose the rate, prune, fine-tune, export."""
+"""The whole job in stages that each leave a file: train sparsely, choose the rate, prune, fine-tune, export."""
 
-import bisect
 import json
 import os
 import sys
@@ -14,7 +13,8 @@ from ..blocks import blocks
 from ..costs import count_parameters
 from ..data.batches import Dataset
 from ..data.datasets import load_dataset
-from ..deploy.latency import fused, interleaved, onnx_runner, onnx_template, ratios, with_weights
+from ..deploy.latency import interleaved, onnx_runner, ratios
+from ..deploy.template import fused, onnx_template, with_weights
 from ..importance import score
 from ..networks.checkpoint import load_model, save_model
 from ..networks.zoo import build_network, load_network
@@ -25,135 +25,240 @@ from ..system.files import write_file
 from ..system.tensors import load_tensors, save_tensors
 from ..training import TrainConfig, evaluate, train
 from .job import Job
-from .page import write_results
+from .page import LATENCY_ROUNDS, write_results
 
-RATES = [i / 100 for i in range(1, 100)]  # that a target chooses from
-COARSE = RATES[4::5]  # where each costs a measurement or a training
-RECALIBRATION = 1024  # training images: running averages lag behind at the end of a training of few steps
+# the rates that a target chooses from
+FINE_RATES = [percent / 100 for percent in range(1, 100)]  # if counting parameters is enough to judge a rate
+COARSE_RATES = [percent / 100 for percent in range(5, 100, 5)]  # if each needs a measurement or a training
+RECALIBRATION_IMAGES = 1024  # training images on which BatchNorm is measured anew after each training
 
 
 @torch.random.fork_rng(devices=[])
 def slim(job: Job) -> Path:
-    """Does `job` and returns its folder: network.safetensors, network.onnx, network_int8.onnx, report.html and .md.
+    """Do `job` and return its folder: network.safetensors, network.onnx, network_int8.onnx, report.html, .md and .png.
 
-    Sparse training (or, with a criterion, the given weights as they are), the rate that the target asks for, pruning
-    with compensation, fine-tuning, export. `stages/` keeps each stage's network: a job that was killed resumes after
-    its last epoch, and ends the same (CPU). `max_drop` is judged on a tenth of the training images, which are not
-    trained on then; test images decide nothing. Raises ValueError or FileNotFoundError for what does not fit or a
-    target that cannot be met, naming the nearest that can.
+    The stages are sparse training (left out if the job names a criterion), the choice of the rate, pruning with
+    compensation, fine-tuning, and export. `stages/` keeps each stage's network. An interrupted job resumes after its
+    last completed epoch and ends with the same network (on a CPU). For the target `max_drop`, a tenth of the training
+    images is held out to judge the drop. Test images decide nothing. Raises ValueError or FileNotFoundError for bad
+    input, and ValueError for a target that no rate meets, with the nearest value that one does.
     """
-    blocks(build_network(job.network, 2))  # raises ValueError before photos are read
+    blocks(build_network(job.network, num_classes=2))  # refuses a network without blocks before any photo is read
+
     torch.manual_seed(job.seed)
     data = load_dataset(job.data, image_size=job.image_size)
-    size = job.image_size or max(32, *data.train_images.shape[2:])
-    start = load_network(job.network, job.weights, len(data.classes))
-    part = data.subset(holdout=max(1, len(data.train_images) // 10)) if job.max_drop else data
+    image_size = job.image_size or max(32, *data.train_images.shape[2:])
+    network = load_network(job.network, job.weights, len(data.classes))
+    target, wanted = job.target
+    training_data = hold_out_a_tenth(data) if target == "max_drop" else data
     job.claim_folder(data)
-    if job.max_drop:
-        count = len(part.test_images)
-        text = f"slim: {count} training images are held out; accuracies until the end are theirs"
-        print(f"{text}, {100 / count:.2g} points an image", file=sys.stderr)
+
     about = {"network": job.network, "criterion": job.criterion or "gamma_sparsity"}
     if job.weights and not job.criterion:
-        accuracy = evaluate(start, data.test_images, data.test_labels, size)
+        accuracy = evaluate(network, data.test_images, data.test_labels, image_size)
         about["accuracy as given"] = round(accuracy, 4)
     if not job.criterion:
-        steps = max(1, job.epochs * len(part.train_images) // job.batch_size)
-        lam = 0.5 / steps if job.lam is None else job.lam
-        start = trained(job, "1_sparse", start, part, job.training(size, lam))
-    pruning = Pruning(job, start.eval(), part, size)
-    rate = chosen_rate(pruning)
-    small = pruning.finetuned(rate)
-    if job.target != "rate":
-        about["target"] = f"{job.target} {getattr(job, job.target):g}"
+        network = train_sparsely(job, network, training_data, image_size)
+    pruning = Pruning(job, network.eval(), training_data, image_size)
+    rate = choose_rate(pruning)
+    small = pruning.finetune(rate)
+
     print("slim: measuring and writing", file=sys.stderr)
-    write_results(Path(job.out), pruning.dense, small, data, size, about | {"rate": rate})
+    if target != "rate":
+        about["target"] = f"{target} {wanted:g}"
+    about["rate"] = rate
+    write_results(Path(job.out), pruning.dense, small, data, image_size, about)
     return Path(job.out)
 
 
-def trained(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainConfig) -> nn.Module:
-    """`model` after the training `config`: from the stage's file, or trained, resuming after its last epoch."""
-    path, state = job.stage(f"{name}.safetensors"), job.stage(f"{name}.state.safetensors")
+def hold_out_a_tenth(data: Dataset) -> Dataset:
+    """`data` with the last tenth of the training images as test images."""
+    count = max(1, len(data.train_images) // 10)
+    held_out = data.subset(holdout=count)
+    print(
+        f"slim: {count} training images are held out to judge the drop, {100 / count:.2g} points per image; "
+        "accuracies are measured on them until the end",
+        file=sys.stderr,
+    )
+    return held_out
+
+
+def train_sparsely(job: Job, network: nn.Module, data: Dataset, image_size: int) -> nn.Module:
+    """`network` after training with the penalty on γ (Eq. 1)."""
+    lam = job.lam
+    if lam is None:
+        steps = max(1, job.epochs * len(data.train_images) // job.batch_size)
+        lam = 0.5 / steps
+    return train_stage(job, "1_sparse", network, data, job.train_config(image_size, lam))
+
+
+def train_stage(job: Job, name: str, model: nn.Module, data: Dataset, config: TrainConfig) -> nn.Module:
+    """`model` after the training `config`: read from the stage's file if it exists, otherwise trained and stored.
+
+    Resumes an interrupted training after its last completed epoch.
+    """
+    path = job.stage_file(f"{name}.safetensors")
     if path.is_file():
         return load_model(path)
-    before = {"history": [], "threads": torch.get_num_threads()}
-    tensors, before = load_tensors(state) if state.is_file() else (None, before)
-    history, threads = before["history"], before["threads"]
-    print(f"slim: {name}, epochs {max(1, len(history))} to {config.epochs}", file=sys.stderr)
 
-    def keep(tensors: dict[str, Tensor], history: list[dict]) -> None:
-        save_tensors(state, tensors, {"history": history, "threads": threads})
-        torch.manual_seed(job.seed + len(history))  # of dropout in the next epoch, resumed or not
+    state_path = job.stage_file(f"{name}.state.safetensors")
+    state = None
+    history = []
+    threads = torch.get_num_threads()
+    if state_path.is_file():
+        state, metadata = load_tensors(state_path)
+        history = metadata["history"]
+        threads = metadata["threads"]
+    first_epoch = max(1, len(history))  # row 0 of a history is the state before the first epoch
+    print(f"slim: {name}, epochs {first_epoch} to {config.epochs}", file=sys.stderr)
 
-    torch.manual_seed(job.seed + max(1, len(history)))
-    with with_threads(threads):  # another number would change the last bits
-        shown = os.environ.get("MNV3NB_HEADLESS") != "1"
-        train(model, data, config, state=tensors, history=history, on_epoch=keep, progress=shown, label=name)
-    reestimate_batchnorm(model, data.train_images[:RECALIBRATION], config.image_size, augment=config.augment)
-    if shown:  # it often jumps here: the lines above were of averages that lagged behind
+    def seed_dropout(epoch: int) -> None:
+        """Dropout in an epoch draws the same whether the training was interrupted before it or not."""
+        torch.manual_seed(job.seed + epoch)
+
+    def store_epoch(tensors: dict[str, Tensor], rows: list[dict]) -> None:
+        save_tensors(state_path, tensors, {"history": rows, "threads": threads})
+        seed_dropout(len(rows))  # the number of the next epoch
+
+    seed_dropout(first_epoch)
+    shown = os.environ.get("MNV3NB_HEADLESS") != "1"
+    with with_threads(threads):  # another number of threads would change the last bits
+        train(model, data, config, state=state, history=history, on_epoch=store_epoch, progress=shown, label=name)
+
+    # a training of few steps ends before the running averages have caught up, so accuracy often jumps here
+    images = data.train_images[:RECALIBRATION_IMAGES]
+    reestimate_batchnorm(model, images, config.image_size, augment=config.augment)
+    if shown:
         accuracy = evaluate(model, data.test_images, data.test_labels, config.image_size)
         print(f"slim: {name}, BatchNorm re-estimated: test accuracy {accuracy:.2%}", file=sys.stderr)
     save_model(model, path, image_size=config.image_size, classes=data.classes)
-    state.unlink(missing_ok=True)
-    return load_model(path)
+    state_path.unlink(missing_ok=True)
+    return load_model(path)  # not `model`: so the next stage gets the same network as when it finds the file
 
 
 class Pruning:
-    """The dense network of a job and what is left of it at a rate."""
+    """The dense network of a job, and what is left of it at each rate."""
 
-    def __init__(self, job: Job, dense: nn.Module, data: Dataset, size: int):
-        self.job, self.dense, self.data, self.size = job, dense, data, size
+    def __init__(self, job: Job, dense: nn.Module, data: Dataset, image_size: int):
+        self.job = job
+        self.dense = dense
+        self.data = data
+        self.image_size = image_size
         self.scores = score(dense, job.criterion or "gamma_sparsity", seed=job.seed)
 
     def masks(self, rate: float) -> list[Tensor]:
+        """The filters that stay at `rate`, with the job's rounding of widths."""
         return keep_masks(self.scores, rate, self.job.multiple_of)
 
-    def finetuned(self, rate: float) -> nn.Module:
-        masks = self.masks(rate)
-        small = prune(self.dense, masks)
-        if not self.job.criterion:  # sparse training made constants of the removed channels
-            small = fold_bias(self.dense, small, masks, self.size)
-        return trained(self.job, f"2_finetuned_{rate:g}", small, self.data, self.job.training(self.size))
+    def small_network(self, rate: float) -> nn.Module:
+        """The network pruned at `rate`, neither compensated nor fine-tuned: enough to count and to time."""
+        return prune(self.dense, self.masks(rate))
 
-    def max_drop(self, rate: float) -> float:
-        """Points of accuracy lost on the held-out images, after fine-tuning."""
-        held = self.data.test_images, self.data.test_labels, self.size
-        return 100 * (evaluate(self.dense, *held) - evaluate(self.finetuned(rate), *held))
+    def finetune(self, rate: float) -> nn.Module:
+        """The network pruned at `rate`, compensated and fine-tuned."""
+        small = self.small_network(rate)
+        if not self.job.criterion:  # after sparse training the removed channels are constants, which folding restores
+            small = fold_bias(self.dense, small, self.masks(rate), self.image_size)
+        config = self.job.train_config(self.image_size)
+        return train_stage(self.job, f"2_finetuned_{rate:g}", small, self.data, config)
 
     def parameters(self, rate: float) -> int:
-        return count_parameters(prune(self.dense, self.masks(rate)))
+        """Parameters left."""
+        return count_parameters(self.small_network(rate))
 
     def latency(self, rate: float) -> float:
-        """Latency divided by the dense network's, in ONNX Runtime, one thread, batch 1."""
+        """Latency divided by the dense network's, for one of COARSE_RATES."""
         return self._latencies[rate]
+
+    def drop(self, rate: float) -> float:
+        """Percentage points of accuracy lost on the held-out images, after fine-tuning."""
+        return 100 * (self._accuracy(self.dense) - self._accuracy(self.finetune(rate)))
 
     @cached_property
     def _latencies(self) -> dict[float, float]:
-        template = onnx_template(self.dense, self.size)
-        networks = {"dense": self.dense} | {rate: prune(self.dense, self.masks(rate)) for rate in COARSE}
-        runners = {n: onnx_runner(with_weights(template, fused(net).state_dict())) for n, net in networks.items()}
-        return ratios(interleaved(runners, rounds=15)).ratio.drop("dense").to_dict()
+        """Latency ratio by rate, measured for all rates together: ONNX Runtime, one thread, batch 1."""
+        networks = {"dense": self.dense}
+        for rate in COARSE_RATES:
+            networks[rate] = self.small_network(rate)
+        template = onnx_template(self.dense, self.image_size)
+        runners = {}
+        for name, network in networks.items():
+            graph = with_weights(template, fused(network).state_dict())
+            runners[name] = onnx_runner(graph)
+        times = interleaved(runners, LATENCY_ROUNDS)
+        return ratios(times).ratio.drop("dense").to_dict()
+
+    def _accuracy(self, model: nn.Module) -> float:
+        return evaluate(model, self.data.test_images, self.data.test_labels, self.image_size)
 
 
-def chosen_rate(p: Pruning) -> float:
-    """The rate that the job's target asks for: the least that is small enough, or the largest that is accurate enough.
+def choose_rate(pruning: Pruning) -> float:
+    """The rate that the job's target asks for, decided once and kept in a file.
 
-    Decided once, and kept. Raises ValueError for a target that no rate meets, with the nearest that one does.
+    Raises ValueError for a target that no rate meets, with the nearest value that one does.
     """
-    job, path = p.job, p.job.stage("rate.json")
-    if job.target == "rate":
-        return 0.5 if job.rate is None else job.rate
+    target, wanted = pruning.job.target
+    if target == "rate":
+        return wanted
+    path = pruning.job.stage_file("rate.json")
     if path.is_file():
         return json.loads(path.read_text())
-    wanted, rates = getattr(job, job.target), RATES if job.target == "parameters" else COARSE
-    value = getattr(p, job.target)
-    best = {"max_drop": rates[0], "parameters": rates[-1]}.get(job.target) or min(rates, key=value)
-    if (nearest := value(best)) > wanted:
-        text = f"the nearest is {nearest:.8g}, at rate {best:g} with multiples of {job.multiple_of}"
-        raise ValueError(f"the target {job.target} {wanted:g} cannot be met: {text}")
-    if job.target == "max_drop":
-        rate = rates[bisect.bisect_left(rates, True, key=lambda rate: value(rate) > wanted) - 1]
+    if target == "parameters":
+        rate = rate_for_parameters(pruning, wanted)
+    elif target == "latency":
+        rate = rate_for_latency(pruning, wanted)
     else:
-        rate = next(rate for rate in rates if value(rate) <= wanted)
+        rate = rate_for_drop(pruning, wanted)
     write_file(path, json.dumps(rate))
     return rate
+
+
+def rate_for_parameters(pruning: Pruning, wanted: float) -> float:
+    """The lowest rate that leaves at most `wanted` parameters."""
+    for rate in FINE_RATES:
+        if pruning.parameters(rate) <= wanted:
+            return rate
+    highest = FINE_RATES[-1]
+    raise unreachable(pruning.job, nearest=pruning.parameters(highest), rate=highest)
+
+
+def rate_for_latency(pruning: Pruning, wanted: float) -> float:
+    """The lowest rate at which the latency ratio is at most `wanted`."""
+    for rate in COARSE_RATES:
+        if pruning.latency(rate) <= wanted:
+            return rate
+    fastest = min(COARSE_RATES, key=pruning.latency)  # not always the highest: some widths are slow
+    raise unreachable(pruning.job, nearest=pruning.latency(fastest), rate=fastest)
+
+
+def rate_for_drop(pruning: Pruning, wanted: float) -> float:
+    """The highest rate at which at most `wanted` percentage points are lost.
+
+    Each trial is a fine-tuning, so this is a bisection: it takes for granted that a higher rate loses more.
+    """
+    lowest = COARSE_RATES[0]
+    drop = pruning.drop(lowest)
+    if drop > wanted:
+        raise unreachable(pruning.job, nearest=drop, rate=lowest)
+
+    low = 0  # rates before this place lose little enough
+    high = len(COARSE_RATES)  # rates from this place on lose too much
+    while low < high:
+        middle = (low + high) // 2
+        rate = COARSE_RATES[middle]
+        drop = pruning.drop(rate)
+        print(f"slim: rate {rate:g} loses {drop:.2f} points, at most {wanted:g} may be lost", file=sys.stderr)
+        if drop <= wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return COARSE_RATES[low - 1]
+
+
+def unreachable(job: Job, nearest: float, rate: float) -> ValueError:
+    """The error for a target that no rate meets."""
+    target, wanted = job.target
+    return ValueError(
+        f"the target {target} {wanted:g} cannot be met: "
+        f"the nearest is {nearest:.8g}, at rate {rate:g} with multiples of {job.multiple_of}"
+    )

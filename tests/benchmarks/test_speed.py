@@ -1,4 +1,4 @@
-"""Our loops beside a plain loop as one would write it first, in the same process, turn by turn."""
+"""Our loops beside the plain loop that one would write first: in one process, taking turns."""
 
 import contextlib
 import copy
@@ -18,12 +18,14 @@ from torchvision import transforms
 
 from mnv3nb import Dataset, MobileNetV3Large, TrainConfig, evaluate, keep_masks, prune, score, train
 
-IMAGES, BATCH, ROUNDS = 1024, 64, 15
+IMAGES = 1024
+BATCH = 64
+ROUNDS = 15
 PLAIN = "torchvision's transforms, DataLoader with 2 workers, fp32, NCHW"
 
 
 class Photos(TorchDataset):
-    """Images as torchvision's CIFAR10 holds and gives them: a numpy array, one PIL image at a time, then transforms."""
+    """Images as torchvision's CIFAR10 holds them: a numpy array, from which PIL images are made one at a time."""
 
     def __init__(self, dataset: Dataset, transform):
         self.images = dataset.train_images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -39,28 +41,29 @@ class Photos(TorchDataset):
 
 @pytest.fixture(scope="module")
 def photos() -> Dataset:
-    g = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=g, dtype=torch.uint8)
-    labels = torch.randint(0, 10, (IMAGES,), generator=g)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (IMAGES,), generator=generator)
     return Dataset(images, labels, images[:2], labels[:2], tuple("0123456789"))
 
 
-def side_by_side(benchmark, ours, other, rounds: int = ROUNDS) -> dict:
-    """Times `other` before each round of `ours`; medians in seconds, and their ratio with its quartiles."""
-    times = []
+def side_by_side(benchmark, ours, other) -> dict:
+    """Times `other` before each round of `ours`; medians in seconds, and the median ratio with its quartiles."""
+    other_times = []
 
-    def setup():
+    def time_other():
         start = time.perf_counter()
         other()
-        times.append(time.perf_counter() - start)
-        gc.collect()  # else what the other leaves behind is cleared away in our time
+        other_times.append(time.perf_counter() - start)
+        gc.collect()  # otherwise what `other` leaves behind is collected while `ours` is timed
 
-    benchmark.pedantic(ours, setup=setup, rounds=rounds, warmup_rounds=1)
-    mine, theirs = np.array(benchmark.stats.stats.data), np.array(times[-rounds:])
-    low, ratio, high = np.quantile(theirs / mine, [0.25, 0.5, 0.75]).round(2)
+    benchmark.pedantic(ours, setup=time_other, rounds=ROUNDS, warmup_rounds=1)
+    ours_s = np.array(benchmark.stats.stats.data)
+    other_s = np.array(other_times[-ROUNDS:])  # without the warm-up
+    low, ratio, high = np.quantile(other_s / ours_s, [0.25, 0.5, 0.75]).round(2)
     return {
-        "ours_s": np.median(mine).round(4),
-        "other_s": np.median(theirs).round(4),
+        "ours_s": np.median(ours_s).round(4),
+        "other_s": np.median(other_s).round(4),
         "times_as_fast": ratio,
         "low": low,
         "high": high,
@@ -72,19 +75,23 @@ def test_training_against_a_plain_loop(benchmark, photos, record):
     augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
     training = Photos(photos, transforms.Compose(augment + normalize))
     loader = DataLoader(training, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
-    model, mine = MobileNetV3Large(), MobileNetV3Large()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    our_model = MobileNetV3Large()
+    plain_model = MobileNetV3Large()
+    optimizer = torch.optim.Adam(plain_model.parameters(), lr=1e-3)
+    config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32, augment="crop_flip")
 
-    def plain():
-        model.train()
+    def our_loop():
+        train(our_model, photos, config, device="cpu", progress=False)
+
+    def plain_loop():
+        plain_model.train()
         for x, y in loader:
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(plain_model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32, augment="crop_flip")
-    result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), plain)
+    result = side_by_side(benchmark, our_loop, plain_loop)
     record("speed", what="training, 32 px, batch 64", against=PLAIN, **result)
 
 
@@ -92,57 +99,78 @@ def test_training_against_a_plain_loop(benchmark, photos, record):
 def test_training_with_small_maps_against_onednn_alone(benchmark, photos, record, monkeypatch, threads):
     torch.set_num_threads(threads)
     config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32)
-    mine, other = MobileNetV3Large(), MobileNetV3Large()
+    model_with = MobileNetV3Large()
+    model_without = MobileNetV3Large()
 
-    def without():
+    def with_small_maps():
+        train(model_with, photos, config, device="cpu", progress=False)
+
+    def without_small_maps():
         with monkeypatch.context() as patch:
-            patch.setattr("mnv3nb.system.device.SmallMaps", contextlib.nullcontext)
-            train(other, photos, config, device="cpu", progress=False)
+            patch.setattr("mnv3nb.system.speed.SmallMaps", contextlib.nullcontext)
+            train(model_without, photos, config, device="cpu", progress=False)
 
-    result = side_by_side(benchmark, lambda: train(mine, photos, config, device="cpu", progress=False), without)
-    what = f"training, 32 px, batch 64, {threads} thread{'s' * (threads > 1)}"
-    record("speed", what=what, against="the same loop without _small_maps.py", **result)
+    result = side_by_side(benchmark, with_small_maps, without_small_maps)
+    where = "1 thread" if threads == 1 else f"{threads} threads"
+    record("speed", what=f"training, 32 px, batch 64, {where}", against="the same loop without SmallMaps", **result)
 
 
 def test_where_a_step_spends_its_time(photos, record):
-    """Shares of a training step by operation, on the GPU if there is one."""
-    config, model = TrainConfig(epochs=1, batch_size=BATCH, image_size=32), MobileNetV3Large()
+    """The twelve longest operations of a training step and their shares, on the GPU if there is one."""
+    config = TrainConfig(epochs=1, batch_size=BATCH, image_size=32)
+    model = MobileNetV3Large()
     train(model, photos, config, progress=False)
     with torch.profiler.profile() as profile:
         train(model, photos, config, progress=False)
-    events, on_gpu = profile.key_averages(), next(model.parameters()).is_cuda
-    times = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events}
-    calls = {e.key: e.count / (IMAGES // BATCH) for e in events}
+
+    on_gpu = next(model.parameters()).is_cuda
+    times = {}
+    calls = {}
+    for event in profile.key_averages():
+        times[event.key] = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        calls[event.key] = event.count / (IMAGES // BATCH)
+    total = sum(times.values())
     for name in sorted(times, key=times.get, reverse=True)[:12]:
-        share = 100 * times[name] / sum(times.values())
+        share = 100 * times[name] / total
         record("step", operation=name, share_pct=round(share, 1), calls_per_step=round(calls[name], 1))
 
 
 def test_evaluation_against_a_plain_loop(benchmark, photos, record):
     plain_images = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     loader = DataLoader(Photos(photos, plain_images), BATCH, num_workers=2, persistent_workers=True)
-    model, mine = MobileNetV3Large(), MobileNetV3Large()
+    our_model = MobileNetV3Large()
+    plain_model = MobileNetV3Large()
 
-    def plain():
-        model.eval()
+    def our_loop():
+        evaluate(our_model, photos.train_images, photos.train_labels, 32)
+
+    def plain_loop():
+        plain_model.eval()
         correct = 0
         with torch.no_grad():
             for x, y in loader:
-                correct += (model(x).argmax(1) == y).sum().item()
+                correct += (plain_model(x).argmax(1) == y).sum().item()
 
-    result = side_by_side(benchmark, lambda: evaluate(mine, photos.train_images, photos.train_labels, 32), plain)
+    result = side_by_side(benchmark, our_loop, plain_loop)
     record("speed", what="evaluation, 32 px", against=PLAIN, **result)
 
 
 def test_scoring_and_pruning_against_torch_pruning(benchmark, record):
-    model, x = MobileNetV3Large().eval(), torch.zeros(1, 3, 224, 224)
+    model = MobileNetV3Large().eval()
+    x = torch.zeros(1, 3, 224, 224)
 
-    def other():
-        tree = copy.deepcopy(model)
+    def score_and_prune():
+        prune(model, keep_masks(score(model), 0.5))
+
+    def prune_with_torch_pruning():
+        pruned = copy.deepcopy(model)
         importance = torch_pruning.importance.BNScaleImportance()
-        ignored = [tree.classifier[-1]]
-        torch_pruning.pruner.BNScalePruner(tree, x, importance, pruning_ratio=0.5, ignored_layers=ignored).step()
+        classifier = pruned.classifier[-1]
+        pruner = torch_pruning.pruner.BNScalePruner(
+            pruned, x, importance, pruning_ratio=0.5, ignored_layers=[classifier]
+        )
+        pruner.step()
 
-    result = side_by_side(benchmark, lambda: prune(model, keep_masks(score(model), 0.5)), other, rounds=15)
+    result = side_by_side(benchmark, score_and_prune, prune_with_torch_pruning)
     what = "score, and prune half of the dense network"
     record("speed", what=what, against="Torch-Pruning: build and step", **result)

@@ -1,7 +1,7 @@
-"""torchvision's own MobileNetV3 on CIFAR-10, trained as profile cifar trains: half of the filters, in widths to 16.
+"""torchvision's MobileNetV3 on CIFAR-10, trained as profile cifar trains, pruned by half in multiples of 16.
 
-An hour on one core for the large network. Stages stay in `$MNV3NB_HOME/runs/<network>`: the same command resumes after
-the last epoch, and measures again once all is trained.
+The large network takes an hour on one core. Stages stay in `$MNV3NB_HOME/runs/<network>`, so the same command resumes
+after the last completed epoch. Once all is trained, it only measures.
 """
 
 from dataclasses import replace
@@ -12,49 +12,76 @@ import torch
 from mnv3nb import count_parameters, fold_bias, keep_masks, load_dataset, prune, score
 from mnv3nb.data.batches import to_input
 from mnv3nb.deploy.export import to_onnx
-from mnv3nb.deploy.latency import fused, interleaved, onnx_runner, ratios
+from mnv3nb.deploy.latency import interleaved, onnx_runner, ratios
+from mnv3nb.deploy.template import fused
 from mnv3nb.networks.zoo import build_network
 from mnv3nb.report.statistics import paired_images
 from mnv3nb.runs.profiles import get_profile
 from mnv3nb.slim.job import Job
-from mnv3nb.slim.stages import trained
+from mnv3nb.slim.stages import train_stage
 
-RATE, MULTIPLE_OF, ROUNDS = 0.5, 16, 51
+RATE = 0.5
+MULTIPLE_OF = 16
+ROUNDS = 51
 
 
 @torch.no_grad()
-def hits(model, data, size) -> torch.Tensor:
+def correct_images(model, data, image_size) -> torch.Tensor:
+    """For each test image, whether `model` classifies it correctly."""
     model.eval()
-    guesses = [model(to_input(part, size)).argmax(1) for part in data.test_images.split(500)]
-    return torch.cat(guesses) == data.test_labels
+    labels = [model(to_input(images, image_size)).argmax(1) for images in data.test_images.split(500)]
+    return torch.cat(labels) == data.test_labels
+
+
+def percent(correct: torch.Tensor) -> float:
+    return 100 * correct.float().mean().item()
+
+
+def latency_ratio(networks: dict, image_size: int) -> dict:
+    """Latency of "pruned" divided by that of "dense", with quartiles; the image size is part of the names."""
+    runners = {name: onnx_runner(to_onnx(fused(network), image_size)) for name, network in networks.items()}
+    times = interleaved(runners, ROUNDS, least_ms=50)  # at 64 px a call lasts less than 1 ms: short turns would scatter
+    row = ratios(times).loc["pruned"]
+    return {f"{column}_{image_size}px": row[column] for column in ("ratio", "ratio_low", "ratio_high")}
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v3_large"])
 def test_half_of_a_torchvision_network(name, record, kept_home):
     torch.set_num_threads(1)
-    profile, data = get_profile("cifar"), load_dataset("cifar10")
-    size, job = profile.sparse.image_size, Job(f"torchvision/{name}", "cifar10", str(kept_home / "runs" / name))
+    profile = get_profile("cifar")
+    data = load_dataset("cifar10")
+    size = profile.sparse.image_size
+    job = Job(f"torchvision/{name}", "cifar10", str(kept_home / "runs" / name))
     torch.manual_seed(job.seed)
     start = build_network(job.network, len(data.classes))
-    sparse = trained(job, "sparse", start, data, replace(profile.sparse, lam=profile.lam))
-    scores, networks = score(sparse, "gamma_sparsity"), {}
-    for label, rate in (("dense", 0.0), ("pruned", RATE)):  # fine-tuned alike
+    sparse = train_stage(job, "sparse", start, data, replace(profile.sparse, lam=profile.lam))
+
+    scores = score(sparse, "gamma_sparsity")
+    networks = {}
+    for label, rate in (("dense", 0.0), ("pruned", RATE)):  # both are fine-tuned, for a fair comparison
         masks = keep_masks(scores, rate, MULTIPLE_OF)
         small = fold_bias(sparse, prune(sparse, masks), masks, size)
-        networks[label] = trained(job, label, small, data, profile.finetune)
-    right = {label: hits(network, data, size) for label, network in networks.items()}
-    lost = paired_images(right["pruned"], right["dense"])
-    row = {"network": job.network, "sparse_pct": 100 * hits(sparse, data, size).float().mean().item()}
-    row |= {f"{label}_pct": 100 * hit.float().mean().item() for label, hit in right.items()}
-    row |= {"difference": lost.mean, "difference_low": lost.low, "difference_high": lost.high}
-    row |= {f"{label}_parameters": count_parameters(network) for label, network in networks.items()}
-    for px in (size, 224):  # at 64 px a call lasts a fraction of a millisecond: short turns would scatter
-        runners = {label: onnx_runner(to_onnx(fused(network), px)) for label, network in networks.items()}
-        latency = ratios(interleaved(runners, ROUNDS, least_ms=50)).loc["pruned"].drop("ms")
-        row |= latency.add_suffix(f"_{px}px").to_dict()
+        networks[label] = train_stage(job, label, small, data, profile.finetune)
+
+    dense_correct = correct_images(networks["dense"], data, size)
+    pruned_correct = correct_images(networks["pruned"], data, size)
+    difference = paired_images(pruned_correct, dense_correct)
+    measured = {
+        "sparse_pct": percent(correct_images(sparse, data, size)),
+        "dense_pct": percent(dense_correct),
+        "pruned_pct": percent(pruned_correct),
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "dense_parameters": count_parameters(networks["dense"]),
+        "pruned_parameters": count_parameters(networks["pruned"]),
+        **latency_ratio(networks, size),
+        **latency_ratio(networks, 224),
+    }
     record(
         "torchvision",
-        **{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()},
+        network=job.network,
+        **{column: round(value, 4) for column, value in measured.items()},
         rate=RATE,
         multiple_of=MULTIPLE_OF,
         epochs=profile.sparse.epochs,
