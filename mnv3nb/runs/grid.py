@@ -10,6 +10,7 @@ from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
+from ..system.progress import duration
 from .cluster import RemoteWorkers
 from .config import RunConfig
 from .find_or_train import Runs, dataset_of
@@ -134,16 +135,8 @@ def _fail_children(waiting: dict[str, RunConfig], failed: dict[str, str]) -> Non
 def _print_finished(run: Run, number: str, seconds_left: float | None) -> None:
     text = f"run {number} {run.key} {run.config.label}: {run.accuracy:.2%}, {run.result['seconds']:.0f} s"
     if seconds_left is not None:
-        text += f"; about {_duration(seconds_left)} left"
+        text += f"; about {duration(seconds_left)} left"
     print(text, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h"
 
 
 class LocalWorkers:
