@@ -209,7 +209,7 @@ def add_prune(commands) -> None:
         "--budget", help="filters, parameters or flops: rounded widths may not cost more of these than unrounded ones"
     )
     command.add_argument(
-        "--fold-bias", action="store_true", help="compensate for removed channels, for use without fine-tuning"
+        "--fold-bias", action="store_true", help="compensate for the removed channels if there is no fine-tuning"
     )
     command.add_argument("--out", required=True, help="a .safetensors file")
 

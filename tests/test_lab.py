@@ -414,6 +414,7 @@ def test_a_missing_network_of_a_recorded_profile_is_named_with_how_to_get_it(run
 def test_runs_outside_the_plan_of_a_recorded_profile_are_not_called_missing(displayed, monkeypatch, tmp_path):
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     lab = Lab("smoke", seed=3)
-    lab.p = replace(lab.p, recorded=True, plan=(("lambdas", (0,)), ("plain_and_sparse", (1,))))
+    plan = (PlanStep(("lambdas",), seeds=(0,)), PlanStep(("plain_and_sparse",), seeds=(1,)))
+    lab.p = replace(lab.p, recorded=True, plan=plan)
     assert lab.run("lambdas") == []  # of seed 3, like 1, the plan has two of five λ
     assert displayed[-1].data.count("seed 3") == 2 and "more" not in displayed[-1].data
