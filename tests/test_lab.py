@@ -20,6 +20,7 @@ from mnv3nb.lab import Lab
 from mnv3nb.report.claims import Claim
 from mnv3nb.report.verdicts import judge, readable_table, reproduction
 from mnv3nb.runs.notebooks import RUNS_MIME
+from mnv3nb.runs.profiles import PlanStep
 from mnv3nb.system import progress
 from mnv3nb.system.progress import Progress, duration
 from mnv3nb.system.tables import markdown, number

@@ -526,7 +526,7 @@ def make_folder(folder: Path, *names: str) -> Path:
 
 def test_folders_without_enough_classes_or_images_are_refused(job, tmp_path, capfd):
     one_each = make_folder(tmp_path / "one_each", "a/0.png", "b/0.png")
-    too_few = "each class needs at least two images, one of them to test on; too few have a, b"
+    too_few = "each class needs at least two images, one of them to test on; add images to a, b"
     refused_job(job, {"data": str(one_each)}, too_few, capfd)
     one_class = make_folder(tmp_path / "one_class", "a/b/0.png")
     refused_job(job, {"data": str(one_class)}, "has only one class folder, a; give a folder with one folder", capfd)
