@@ -541,15 +541,6 @@ def refused_job(job: Job, change: dict, message: str, capfd) -> None:
     assert not os.path.exists(job.out)
 
 
-def make_folder(folder: Path, *names: str) -> Path:
-    """A folder with an image at each of these paths."""
-    folder.mkdir()
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(folder / name)
-    return folder
-
-
 def test_folders_without_enough_classes_or_images_are_refused(job, tmp_path, capfd):
     one_each = make_folder(tmp_path / "one_each", "a/0.png", "b/0.png")
     too_few = "each class needs at least two images, one of them to test on; add images to a, b"
