@@ -97,35 +97,38 @@ def command(values: dict) -> list[str]:
 def test_photos_of_all_kinds_become_equal_squares_and_broken_ones_are_named(photos, tmp_path, capsys):
     data = load_dataset(photos, tmp_path)
     assert data.train_images.shape == (160, 3, 12, 12) and data.test_images.shape == (40, 3, 12, 12)
-    assert (
-        data.train_images.dtype == torch.uint8
-        and data.classes == tuple(f"digit {i}" for i in range(10))
-        and data.mapped
-    )
+    assert data.train_images.dtype == torch.uint8 and data.mapped
+    assert data.classes == tuple(f"digit {i}" for i in range(10))
     err = capsys.readouterr().err
-    assert (
-        "kept as 12×12 pixels" in err and "2 broken files left out" in err and "cut.jpg" in err and "empty.png" in err
-    )
-    few, most = np.bincount(data.train_labels).min(), np.bincount(data.train_labels).max()
-    assert re.search(rf"training images per class: {few} \(digit \d\) to {most} \(digit \d\)", err)
-    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    about = json.loads((kept / "about.json").read_text())
+    for words in ("kept as 12×12 pixels", "2 broken files left out", "cut.jpg", "empty.png"):
+        assert words in err
+    counts = np.bincount(data.train_labels)
+    assert re.search(rf"training images per class: {counts.min()} \(digit \d\) to {counts.max()} \(digit \d\)", err)
+    about = json.loads((kept_folder(tmp_path) / "about.json").read_text())
     assert len(about["broken"]) == 2 and about["image_size"] == 12
 
 
+def kept_folder(data_dir: Path) -> Path:
+    """The only folder in `data_dir`: what is kept of a folder of photos."""
+    (folder,) = (path for path in data_dir.iterdir() if path.is_dir())
+    return folder
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux which files are mapped")
-def test_no_file_is_mapped_when_it_is_removed_which_windows_refuses(photos, tmp_path, monkeypatch):
+def test_no_file_is_mapped_when_it_is_removed(photos, tmp_path, monkeypatch):
+    """Windows refuses to remove a mapped file."""
+
+    rmtree = shutil.rmtree
     removed = []
 
-    def remove(folder, **options):
+    def checked_rmtree(folder, **options):
         assert str(folder) not in Path("/proc/self/maps").read_text()
         removed.append(folder)
-        shutil_rmtree(folder, **options)
+        rmtree(folder, **options)
 
-    shutil_rmtree = shutil.rmtree
-    monkeypatch.setattr("mnv3nb.data.squares.shutil.rmtree", remove)
+    monkeypatch.setattr("mnv3nb.data.squares.shutil.rmtree", checked_rmtree)
     load_dataset(photos, tmp_path)
-    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    kept = kept_folder(tmp_path)
     (kept / "about.json").unlink()
     load_dataset(photos, tmp_path)
     assert kept in removed
@@ -133,102 +136,125 @@ def test_no_file_is_mapped_when_it_is_removed_which_windows_refuses(photos, tmp_
 
 def test_what_is_kept_of_a_folder_are_plain_npy_files(photos, tmp_path):
     data = load_dataset(photos, tmp_path)
-    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    for name in SPLITS:
-        array = torch.from_numpy(np.load(kept / f"{name}.npy"))
-        stored = array.permute(0, 3, 1, 2) if array.ndim == 4 else array
-        assert torch.equal(stored, getattr(data, name))
+    kept = kept_folder(tmp_path)
+    assert torch.equal(torch.from_numpy(np.load(kept / "train_labels.npy")), data.train_labels)
+    assert torch.equal(torch.from_numpy(np.load(kept / "test_labels.npy")), data.test_labels)
+    for name in ("train_images", "test_images"):
+        stored = torch.from_numpy(np.load(kept / f"{name}.npy"))  # (N, H, W, 3)
+        assert torch.equal(stored.permute(0, 3, 1, 2), getattr(data, name))
 
 
-def test_photos_are_read_again_only_when_a_file_has_changed_or_what_is_kept_is_damaged(photos, tmp_path, capsys):
+def test_photos_are_read_again_only_if_a_file_has_changed_or_what_is_kept_is_damaged(photos, tmp_path, capsys):
     folder = shutil.copytree(photos, tmp_path / "p")
-    first = content_checksum(load_dataset(folder, tmp_path / "kept"))
+    data_dir = tmp_path / "kept"
+    first = content_checksum(load_dataset(folder, data_dir))
     assert "kept as" in capsys.readouterr().err
-    assert content_checksum(load_dataset(folder, tmp_path / "kept")) == first and capsys.readouterr().err == ""
-    (kept,) = (path for path in (tmp_path / "kept").iterdir() if path.is_dir())
+    assert content_checksum(load_dataset(folder, data_dir)) == first
+    assert capsys.readouterr().err == ""
+
+    kept = kept_folder(data_dir)
     whole = {path.name: path.read_bytes() for path in kept.iterdir()}
-    for name, data in whole.items():
-        for damaged in (data[:-100], data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], b"", None):
+    for name, content in whole.items():
+        one_bit_changed = bytearray(content)
+        one_bit_changed[-9] ^= 1
+        for damaged in (content[:-100], one_bit_changed, b"", None):
             (kept / name).unlink()
             if damaged is not None:
                 (kept / name).write_bytes(damaged)
-            assert content_checksum(load_dataset(folder, tmp_path / "kept")) == first
+            assert content_checksum(load_dataset(folder, data_dir)) == first
             assert "kept as" in capsys.readouterr().err
             assert {path.name: path.read_bytes() for path in kept.iterdir()} == whole
+
     next((folder / "train" / "digit 1").glob("*.png")).unlink()
-    assert len(load_dataset(folder, tmp_path / "kept").train_images) == 159
-    left = [path for path in (tmp_path / "kept").iterdir() if path.suffix != ".lock"]
-    assert left == [kept]
+    assert len(load_dataset(folder, data_dir).train_images) == 159
+    assert [path for path in data_dir.iterdir() if path.suffix != ".lock"] == [kept]
 
 
 def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_by_seed(photos, tmp_path, capsys):
-    data, other = (load_dataset(photos / "train", tmp_path, seed=seed) for seed in (0, 1))
-    counts = {split: np.bincount(getattr(data, f"{split}_labels"), minlength=10) for split in ("train", "test")}
-    total = counts["train"] + counts["test"]
-    assert (np.abs(counts["test"] - 0.2 * total) <= 1).all() and total.sum() == 160
+    data = load_dataset(photos / "train", tmp_path, seed=0)
+    held_out = np.bincount(data.test_labels, minlength=10)
+    total = np.bincount(data.train_labels, minlength=10) + held_out
+    assert (np.abs(held_out - 0.2 * total) <= 1).all() and total.sum() == 160
     assert "a fifth of each class is held out" in capsys.readouterr().err
-    assert (
-        content_checksum(other) != content_checksum(data) == content_checksum(load_dataset(photos / "train", tmp_path))
-    )
+    by_default = load_dataset(photos / "train", tmp_path)
+    other = load_dataset(photos / "train", tmp_path, seed=1)
+    assert content_checksum(data) == content_checksum(by_default) != content_checksum(other)
 
 
-def test_sideways_16_bit_and_transparent_photos(tmp_path):
+def test_sideways_16_bit_transparent_and_palette_photos(tmp_path):
     ramp = np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))
     for name in "ab":
         (tmp_path / "p" / name).mkdir(parents=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    exif[0x0112] = 6  # to be shown turned by a quarter clockwise
     Image.fromarray(ramp).save(tmp_path / "p" / "a" / "0.png", exif=exif)
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "p" / "a" / "1.png")
     Image.fromarray(np.dstack([ramp] * 4)).save(tmp_path / "p" / "b" / "0.png")
-    Image.fromarray(ramp).convert("P").save(tmp_path / "p" / "b" / "1.gif")
+    Image.fromarray(ramp).convert("P").save(tmp_path / "p" / "b" / "2.png")
     Image.fromarray(ramp).save(tmp_path / "p" / "b" / "1.bmp")
     data = load_dataset(tmp_path / "p", tmp_path / "kept")
-    every = torch.cat([data.train_images, data.test_images])[:, 0]
-    expected = torch.from_numpy(ramp)
-    turned = [torch.equal(image, expected.T) for image in every]
-    assert sum(turned) == 1 and all(torch.equal(image, expected) for image, t in zip(every, turned) if not t)
+    upright = torch.from_numpy(ramp)
+    images = torch.cat([data.train_images, data.test_images])[:, 0]
+    turned = [image for image in images if torch.equal(image, upright.T)]
+    assert len(images) == 5 and len(turned) == 1
+    assert sum(torch.equal(image, upright) for image in images) == 4
 
 
 def test_the_middle_of_a_wide_photo_is_kept(tmp_path):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200
     for i, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
-        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(wide + np.uint8(i)).save(tmp_path / "p" / name)
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(wide + np.uint8(i)).save(path)
     assert (load_dataset(tmp_path / "p", tmp_path, image_size=8).train_images >= 200).all()
 
 
-def test_folders_that_are_no_data_set_are_refused_and_leave_nothing(photos, tmp_path):
-    def made(*names):
-        folder = tmp_path / f"f{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 4)).save(folder / name)
-        return folder
+def make_folder(folder: Path, *names: str) -> Path:
+    """A folder with an image at each of these paths."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+    return folder
 
-    broken = made("a/0.png", "a/1.png", "b/0.png", "b/1.png")
-    for path in (broken / "b").iterdir():
-        path.write_bytes(b"")
-    for folder, message in (
-        (made(), "has no class folders; give a folder with one folder of images per class"),
-        (made("0.png"), "has no class folders"),
+
+def refused_folder(folder: Path, kept: Path, message: str) -> None:
+    """`load_dataset` refuses `folder` and leaves nothing in `kept`."""
+    with pytest.raises(ValueError, match=message):
+        load_dataset(folder, kept)
+    assert all(path.suffix == ".lock" for path in kept.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "has no class folders; give a folder with one folder of images per class"),
+        (["0.png"], "has no class folders"),
         (
-            made("a/0.png", "b/0.png", "b/1.png"),
+            ["a/0.png", "b/0.png", "b/1.png"],
             "each class needs at least two images, one of them to test on; add images to a$",
         ),
         (
-            made("test/a/0.png", "a/0.png", "b/0.png"),
+            ["test/a/0.png", "a/0.png", "b/0.png"],
             "class folders in test/ but no train/; name the folder beside it train",
         ),
-        (made("train/a/0.png", "train/c/0.png", "test/b/0.png"), "test has classes that .*train lacks: b"),
-        (made("a/b/0.png", "a/c/0.png"), "has only one class folder, a; give"),
-        (broken, "no readable train image of b; replace the broken files: b/.*png"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_dataset(folder, tmp_path / "kept")
-    assert all(path.suffix == ".lock" for path in (tmp_path / "kept").iterdir())
+        (["train/a/0.png", "train/c/0.png", "test/b/0.png"], "test has classes that .*train lacks: b"),
+        (["a/b/0.png", "a/c/0.png"], "has only one class folder, a; give"),
+    ],
+)
+def test_folders_that_are_not_a_data_set_are_refused_and_leave_nothing(tmp_path, names, message):
+    refused_folder(make_folder(tmp_path / "p", *names), tmp_path / "kept", message)
+
+
+def test_a_class_of_broken_images_is_refused_and_leaves_nothing(tmp_path):
+    folder = make_folder(tmp_path / "p", "a/0.png", "a/1.png", "b/0.png", "b/1.png")
+    for path in (folder / "b").iterdir():
+        path.write_bytes(b"")
+    refused_folder(folder, tmp_path / "kept", "no readable train image of b; replace the broken files: b/.*png")
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"unknown data set .*or of a folder of class folders"):
         load_dataset(tmp_path / "nothing")
 
@@ -513,15 +539,6 @@ def refused_job(job: Job, change: dict, message: str, capfd) -> None:
     last_line = capfd.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, last_line) and last_line.startswith("mnv3nb slim: "), last_line
     assert not os.path.exists(job.out)
-
-
-def make_folder(folder: Path, *names: str) -> Path:
-    """A folder with an image at each of these paths."""
-    folder.mkdir()
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(folder / name)
-    return folder
 
 
 def test_folders_without_enough_classes_or_images_are_refused(job, tmp_path, capfd):
