@@ -219,13 +219,15 @@ def run_prune(options: argparse.Namespace) -> int:
     if options.criterion in NEEDS_DATA:
         raise ValueError(f"criterion {options.criterion!r} needs images: use score(model, ..., batches) in Python")
     model = load_model(options.model)
+    if options.fold_bias and "image_size" not in model.metadata:
+        raise ValueError(f"{options.model} does not store its image size, which --fold-bias needs")
+    image_size = check_size(model.metadata.get("image_size", 224))
     scores = score(model, options.criterion)
     if options.budget:
-        masks = fit_masks(model, scores, options.rate, options.multiple_of, options.budget)
+        masks = fit_masks(model, scores, options.rate, options.multiple_of, options.budget, image_size)
     else:
         masks = keep_masks(scores, options.rate, options.multiple_of)
     small = prune(model, masks)
-    image_size = check_size(model.metadata.get("image_size", 224))
     if options.fold_bias:
         small = fold_bias(model, small, masks, image_size)
 
@@ -280,7 +282,7 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def use_all_cores(options: argparse.Namespace) -> None:
-    """On a CPU, let runs be trained in as many processes as there are cores, unless $MNV3NB_WORKERS is set."""
+    """On a CPU, train runs in as many processes as this one has cores, at most 8, unless $MNV3NB_WORKERS is set."""
     device = pick_device(getattr(options, "device", None))
     if device.type != "cpu":
         return
@@ -291,7 +293,7 @@ def use_all_cores(options: argparse.Namespace) -> None:
 
 
 def terminate(*_) -> None:
-    """Ends the command on SIGTERM as an exception does, so that files and processes are cleaned up."""
+    """Handles SIGTERM: exits through an exception, so that files and processes are cleaned up."""
     sys.exit(143)
 
 
@@ -303,7 +305,7 @@ def describe_error(error: BaseException) -> tuple[int, str]:
         return 143, "terminated; the same command resumes"
     if isinstance(error, ImportError):
         text = str(error)
-        return 2, text if "pip install" in text else f"{text}; pip install -r requirements.txt brings it"
+        return 2, text if "pip install" in text else f"{text}; pip install -r requirements.txt installs it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 2, f"{error}; make space, and the same command resumes"
     if isinstance(error, ValueError | OSError | ArithmeticError | RuntimeError):

@@ -30,16 +30,16 @@ class Block:
     @property
     def hidden(self) -> int:
         """Hidden channels of squeeze-and-excitation, 0 without it."""
-        return self.squeeze.out_channels if self.squeeze else 0
+        return 0 if self.squeeze is None else self.squeeze.out_channels
 
 
 def blocks(model: nn.Module) -> list[Block]:
     """Every inverted-residual block of `model` that has an expansion, in order.
 
-    A block is a smallest submodule whose convolutions are, in order: a 1×1 expansion, a depthwise convolution of its
-    channels, optionally the two 1×1 convolutions of squeeze-and-excitation, and a 1×1 projection. A BatchNorm follows
-    each of the first two. This describes the paper's network and the MobileNets, EfficientNets and MNASNets of
-    torchvision and timm. Raises ValueError if there is none.
+    A block is a smallest submodule whose convolutions are, in the order of registration: a 1×1 expansion, a depthwise
+    convolution of its channels, optionally the two 1×1 convolutions of squeeze-and-excitation, and a 1×1 projection. A
+    BatchNorm follows each of the first two. So are the paper's network and torchvision's and timm's MobileNetV2 and V3,
+    EfficientNets and MNASNets; of MobileNetV4 the blocks that begin with the expansion. Raises ValueError if there is none.
     """
     found: list[Block] = []
     for name, module in model.named_modules():  # a module comes before the modules inside it
@@ -62,12 +62,13 @@ def batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
 
 def narrow_block(block: Block, kept: Tensor, hidden: Tensor) -> None:
     """Keep only the expansion channels `kept` and the SE channels `hidden` (index tensors), in place (Figure 5)."""
-    # one and the same channels run through the whole block
+    # the depthwise convolution keeps channels apart, so filter i of the expansion, channel i of the depthwise
+    # convolution and of SE, and input i of the projection are removed together
     narrow(block.expand, outputs=kept)
     narrow(block.expand_bn, outputs=kept)
     narrow(block.depthwise, outputs=kept)
     narrow(block.depthwise_bn, outputs=kept)
-    if block.squeeze:
+    if block.squeeze is not None:
         narrow(block.squeeze, inputs=kept, outputs=hidden)
         narrow(block.excite, inputs=hidden, outputs=kept)
     narrow(block.project, inputs=kept)
@@ -81,17 +82,17 @@ def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inp
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         if tensor.ndim == 0:  # num_batches_tracked
             continue
-        kept = tensor.detach().clone()
+        values = tensor.detach().clone()
         if outputs is not None:
-            kept = kept[outputs.to(kept.device)]
+            values = values[outputs.to(values.device)]
         if inputs is not None and tensor.ndim > 1:  # a bias has no inputs
-            kept = kept[:, inputs.to(kept.device)]
+            values = values[:, inputs.to(values.device)]
         if isinstance(tensor, nn.Parameter):
-            kept = nn.Parameter(kept, tensor.requires_grad)
-        setattr(layer, name, kept)
+            values = nn.Parameter(values, tensor.requires_grad)
+        setattr(layer, name, values)
 
     if isinstance(layer, nn.BatchNorm2d):
-        layer.num_features = len(outputs)
+        layer.num_features = layer.num_features if outputs is None else len(outputs)
     elif _is_depthwise(layer):
         layer.in_channels = layer.out_channels = layer.groups = layer.weight.shape[0]
     else:
@@ -99,16 +100,18 @@ def narrow(layer: nn.Conv2d | nn.BatchNorm2d, outputs: Tensor | None = None, inp
 
 
 def inputs_of(layers: Sequence[nn.Module], model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The input of each of `layers` when `model` runs on `x`."""
+    """The input of each of `layers` when `model` runs on `x`; of a layer that runs twice, the last one."""
     seen: dict[nn.Module, Tensor] = {}
 
-    def watch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[layer] = inputs[0]
 
     hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
-    model(x)
-    for hook in hooks:
-        hook.remove()
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return [seen[layer] for layer in layers]
 
 
@@ -131,7 +134,7 @@ def _match(name: str, module: nn.Module) -> Block | None:
         return None
     if project.in_channels != width:
         return None
-    if squeeze and not _is_squeeze_and_excite(squeeze, excite, width):
+    if squeeze is not None and not _is_squeeze_and_excite(squeeze, excite, width):
         return None
 
     expand_bn = _norm_after(expand, layers)
@@ -154,12 +157,12 @@ def _is_squeeze_and_excite(squeeze: nn.Conv2d, excite: nn.Conv2d, width: int) ->
     """Whether these are two 1×1 convolutions from `width` channels to some hidden ones and back."""
     if not _is_pointwise(squeeze) or not _is_pointwise(excite):
         return False
-    there_and_back = squeeze.in_channels == excite.out_channels == width
-    return there_and_back and squeeze.out_channels == excite.in_channels
+    from_and_to_width = squeeze.in_channels == excite.out_channels == width
+    return from_and_to_width and squeeze.out_channels == excite.in_channels
 
 
 def _norm_after(convolution: nn.Conv2d, layers: Sequence[nn.Module]) -> nn.BatchNorm2d | None:
-    """The BatchNorm right after `convolution` among `layers`, None if another convolution or nothing follows."""
+    """The BatchNorm registered right after `convolution`, None if a convolution or nothing follows."""
     place = next(i for i, layer in enumerate(layers) if layer is convolution)
     if place + 1 < len(layers) and isinstance(layers[place + 1], nn.BatchNorm2d):
         return layers[place + 1]

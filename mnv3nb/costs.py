@@ -26,7 +26,11 @@ def count_macs(model: nn.Module, image_size: int = 224) -> int:
 
 
 def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
-    """One row per layer run: name, type, output shape (C, H, W), parameters, macs, flops (the paper's count)."""
+    """One row per execution of a layer: name, type, output shape (C, H, W), parameters, macs, flops (the paper's count).
+
+    `image_size` in pixels. Operations that are no layers (SE's product, the residual sum) have no row. Raises ValueError
+    for an image size that is no integer ≥ 1.
+    """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size must be an integer number of pixels ≥ 1, got {image_size!r}")
     rows = []
@@ -44,7 +48,7 @@ def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
             }
         )
 
-    shapes_only = copy.deepcopy(model).to("meta").eval()
+    shapes_only = copy.deepcopy(model).to("meta", torch.float32).eval()  # the type of the input below
     names = {module: name for name, module in shapes_only.named_modules()}
     for module in names:
         # timm's BatchNorm holds its activation as a child, and is a layer all the same
@@ -58,7 +62,7 @@ def layer_costs(model: nn.Module, image_size: int = 224) -> list[dict]:
 def _macs(layer: nn.Module, output: Tensor) -> int:
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         return 0
-    weights_per_output = layer.weight[0].numel()
+    weights_per_output = layer.weight[0].numel()  # of one filter: (C_in / groups)·kernel
     return weights_per_output * output.numel()
 
 
@@ -66,6 +70,6 @@ def _extra_flops(layer: nn.Module) -> int:
     """What the paper counts per output beside multiply-accumulates; h-swish and hard-sigmoid count nothing."""
     if isinstance(layer, nn.BatchNorm2d):
         return 2
-    if type(layer) in (nn.ReLU, nn.ReLU6):
+    if isinstance(layer, nn.ReLU | nn.ReLU6):
         return 1
     return 0

@@ -61,7 +61,7 @@ def l1_gamma(e: Expansion) -> Tensor:
 
 
 def random(e: Expansion) -> Tensor:
-    """Uniform noise in [0, 1): the yardstick that every criterion must beat."""
+    """Uniform noise in [0, 1): the baseline that every criterion must beat."""
     return torch.rand(len(e.gamma), generator=e.generator)
 
 
@@ -77,7 +77,10 @@ def fpgm(e: Expansion) -> Tensor:
 
 
 def taylor(e: Expansion) -> Tensor:
-    """|γ·∂L/∂γ + β·∂L/∂β|: first-order change of the loss L if the channel is removed (Molchanov et al. 2019)."""
+    """|γ·∂L/∂γ + β·∂L/∂β|: first-order change of the loss L if the channel's BatchNorm output becomes 0.
+
+    After Molchanov et al. (2019), with gradients averaged over the batches before the absolute value.
+    """
     return (e.gamma * e.gamma_grad + e.beta * e.beta_grad).abs()
 
 
@@ -103,9 +106,10 @@ def score(
 ) -> list[Tensor]:
     """Importance of every expansion filter: one tensor (width,) per block, on the CPU; larger = more important.
 
-    `criterion`: a name in CRITERIA. `batches` of (images, labels): only for "taylor", gradients are averaged over them;
-    images as the network takes them, or uint8 at its size. `seed`: only for "random". The model is untouched.
-    Raises ValueError for an unknown criterion, missing batches, no blocks, or weights that are not finite.
+    `criterion`: a name in CRITERIA. `batches` of (images, labels): needed by "taylor" alone, which averages gradients
+    over them; images as the network takes them, or uint8 (N, 3, H, H) at its image size. `seed`: only for
+    "random". The model is untouched. Raises ValueError for an unknown criterion, missing batches, no blocks, or weights
+    that are not finite.
     """
     function = lookup(CRITERIA, criterion, "criterion")
     found = blocks(model)

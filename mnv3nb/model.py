@@ -54,7 +54,7 @@ class InvertedResidual(nn.Module):
         self.project = Conv2dNormActivation(width, out, 1, activation_layer=None)
         self.residual = stride == 1 and channels == out
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, channels, H, W) -> (N, out, H/stride, W/stride)
+    def forward(self, x: Tensor) -> Tensor:  # (N, channels, H, W) -> (N, out, ⌈H/stride⌉, ⌈W/stride⌉)
         y = self.project(self.se(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
@@ -62,14 +62,15 @@ class InvertedResidual(nn.Module):
 class MobileNetV3Large(nn.Module):
     """MobileNetV3-Large of the paper: 4,215,130 parameters for 10 classes (Table 3), 4,330,420 for 100 (Table 6).
 
+    Unlike torchvision's: ReLU6, an expansion in block 0, PyTorch's BatchNorm defaults, no dropout.
     `widths`: 15 expansion widths (None: dense). `squeeze`: 15 SE widths, 0 without SE (None: `se_widths(widths)`).
-    `gamma_init`: first γ of every BatchNorm (network slimming: 0.5). `strides`: 15 block strides (None: Table 5's).
-    `initial`: weights as torchvision's MobileNets draw them ("fan_out") or PyTorch's defaults ("torch").
-    Input (N, 3, H, W) as from `to_input`, H and W ≥ 32 advised; output (N, num_classes) logits.
-    Raises ValueError for an argument out of range or of the wrong length.
+    `gamma_init`: first γ of every BatchNorm (network slimming: 0.5). `strides`: of the 15 blocks (None: Table 5's).
+    `initial`: "fan_out" draws weights as torchvision's MobileNets do, "torch" keeps PyTorch's defaults.
+    Input (N, 3, H, W) as from `to_input`, H and W ≥ 32 advised; output (N, num_classes) logits. Raises
+    ValueError for an argument out of range or of the wrong length.
     """
 
-    architecture = "mnv3nb/MobileNetV3Large"
+    architecture = "mnv3nb/MobileNetV3Large"  # how a stored file names this class
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class MobileNetV3Large(nn.Module):
         _check_integers("strides", strides)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be an integer ≥ 1, got {num_classes!r}")
-        wrong = [block for block in range(15) if (squeeze[block] > 0) != HAS_SE[block]]
+        wrong = [i for i in range(15) if (squeeze[i] > 0) != HAS_SE[i]]
         if wrong:
             raise ValueError(f"squeeze must be ≥ 1 for blocks with SE and 0 for the others; wrong for blocks {wrong}")
         if initial not in INITIALIZATIONS:
@@ -98,10 +99,9 @@ class MobileNetV3Large(nn.Module):
         self.stem = Conv2dNormActivation(3, STEM, 3, stride=2, activation_layer=nn.Hardswish)
         self.blocks = nn.ModuleList()
         channels = STEM
-        for row, width, se_width, stride in zip(BLOCKS, widths, squeeze, strides):
-            row = (*row[:-1], stride)
-            self.blocks.append(InvertedResidual(channels, row, width, se_width))
-            channels = row[2]
+        for row, width, se_width, out, stride in zip(BLOCKS, widths, squeeze, OUTPUTS, strides):
+            self.blocks.append(InvertedResidual(channels, (*row[:-1], stride), width, se_width))
+            channels = out
         self.head = Conv2dNormActivation(channels, HEAD, 1, activation_layer=nn.Hardswish)
         self.classifier = nn.Sequential(nn.Linear(HEAD, FEATURES), nn.Hardswish(), nn.Linear(FEATURES, num_classes))
 

@@ -2,14 +2,14 @@
 
 import pandas as pd
 
-# Table 1: share of the 15 blocks and of the rest, %
+# Table 1, as printed: share of the 15 blocks and of the rest, %
 TABLE_1 = pd.DataFrame({"parameters_pct": [66.84, 33.16], "flops_pct": [94.14, 5.87]}, index=["blocks", "rest"])
 
 # Figure 6 and section 3.2.1: λ and accuracy after sparse training, before pruning, CIFAR-10, %
 FIGURE_6 = pd.DataFrame({"lam": [0.0, 1e-3, 1e-4, 1e-5, 1e-6], "accuracy_pct": [88.28, 85.50, 87.22, 88.15, 88.15]})
 CHOSEN_LAM = 1e-5
 
-# Table 2: rate, threshold of m, ranges of γ and of S between the previous threshold and this one, λ = 1e-5
+# Table 2, as printed: rate, threshold of m, ranges of γ and of S between the previous threshold and this one, λ = 1e-5
 TABLE_2 = pd.DataFrame(
     [
         (0.1, 2.3064e-12, 4.0039e-12, 4.9225e-10, 0.0000, 0.6518),
@@ -40,7 +40,7 @@ BEST_RATE = 0.45  # section 3.2.3: the best of 14 rates
 BEST_ACCURACY_PCT = 88.82
 COLLAPSE_RATE = 0.7  # section 3.2.3: a layer loses every filter
 
-# Table 4: the rows of its criteria are missing in our copy; the text gives two numbers
+# Table 4: our copy of the paper lacks the rows of the other criteria; the text gives two numbers
 TABLE_4_OURS_PCT = 88.55  # this method at 50 %, the same as in Table 3
 TABLE_4_GAIN_PCT = 0.40  # over the sparse-trained network of Figure 6
 

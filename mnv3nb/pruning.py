@@ -16,10 +16,10 @@ SE_RULES = ("paper", "keep")  # what becomes of SE's hidden channels: see `prune
 def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_width: int = 1) -> list[Tensor]:
     """One bool mask per layer of the filters that stay when the share `rate`, in [0, 1), of all of them is removed.
 
-    All filters are ranked together. Rate 0 keeps all; else the lowest int(total·rate) + 1 go (ties by layer, then
-    index), so that 2,507 of 5,016 stay at 0.5 (Table 5). A layer keeps at least its best `min_width`; with
-    `min_width=0` an emptied layer is an error (the paper's collapse at 70 %). `multiple_of=k` moves each width to the
-    nearest multiple of k within the layer, at least k. Raises ValueError for arguments out of range.
+    All filters are ranked together. Rate 0 removes none, any other rate the lowest int(total·rate) + 1 (ties by layer,
+    then index), so 2,507 of 5,016 stay at 0.5 (Table 5). A layer keeps at least its best `min_width`; with
+    `min_width=0` an emptied layer raises ValueError (the paper's collapse at 70 %). Then `multiple_of=k` moves each
+    width to the nearest multiple of k from k to the layer's size, also at rate 0; a layer narrower than k stays whole.
     """
     check_pruning(rate, multiple_of, min_width)
     flat = _flatten(scores)
@@ -29,7 +29,7 @@ def keep_masks(scores: Sequence[Tensor], rate: float, multiple_of: int = 1, min_
 
     keep = torch.ones(len(flat), dtype=torch.bool)
     if rate > 0:
-        # for distinct scores: keep m > t, with t = threshold(scores, rate)
+        # by place, not by m > t: the number removed is exact even where scores are equal
         lowest = flat.argsort(stable=True)[: _threshold_place(len(flat), rate) + 1]
         keep[lowest] = False
     widths = [int(layer.sum()) for layer in keep.split(sizes)]
@@ -48,15 +48,14 @@ def top_masks(scores: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
     """Masks that keep the best `widths[i]` filters of each layer; among equal scores the later index stays."""
     masks = []
     for layer, width in zip(scores, widths, strict=True):
-        rank = layer.cpu().argsort(stable=True).argsort()
-        masks.append(rank >= len(layer) - width)
+        masks.append(_ranks(layer.cpu()) >= len(layer) - width)
     return masks
 
 
 def threshold(scores: Sequence[Tensor], rate: float) -> float:
     """t = sorted(m)[int(total·rate)], the global threshold of Table 2.
 
-    Filters up to and including t go. At rate 0 it is the smallest score, which stays.
+    Filters with m ≤ t are removed; at rate 0 t is the smallest score and nothing is.
     """
     check_pruning(rate)
     flat = _flatten(scores)
@@ -64,9 +63,9 @@ def threshold(scores: Sequence[Tensor], rate: float) -> float:
 
 
 def layer_collapse_rates(scores: Sequence[Tensor]) -> list[float]:
-    """The rate at which each layer loses its last filter; the network breaks at the smallest (paper: 70 %)."""
+    """For each layer the lowest rate, in [0, 1), that removes its last filter; the paper's network breaks at 70 %."""
     flat = _flatten(scores)
-    place = flat.argsort(stable=True).argsort()  # of each filter in the order of removal
+    place = _ranks(flat)  # of each filter in the order of removal
     sizes = [len(layer) for layer in scores]
     return [int(layer.max()) / len(flat) for layer in place.split(sizes)]
 
@@ -75,9 +74,9 @@ def prune(model: nn.Module, masks: Sequence[Tensor], squeeze: str | None = None)
     """A new network with only the expansion filters that `masks` keep; `model` is untouched, kept weights are copies.
 
     Any network that `blocks` finds blocks in; class, forward and state-dict names stay. `squeeze`, SE's hidden
-    channels: "keep" leaves them, so the result is exactly the dense network with the removed depthwise channels zeroed;
-    "paper" narrows them to make_divisible(width / 4), which alone gives Table 5's network 2.34 M parameters; None:
-    "paper" for the paper's network, "keep" for others. Raises ValueError for masks that do not fit.
+    channels: "keep" leaves them, so the result is exactly the dense network with the removed channels set to 0 after the
+    depthwise activation; "paper" narrows them to make_divisible(width / 4), which alone gives Table 5's network 2.34 M
+    parameters; None: "paper" for the paper's network, else "keep". Raises ValueError for masks that do not fit.
     """
     rule = default_se_rule(model) if squeeze is None else squeeze
     check_pruning(squeeze=rule)
@@ -126,13 +125,18 @@ def check_pruning(rate: float = 0, multiple_of: int = 1, min_width: int = 1, squ
         raise ValueError(f"squeeze must be one of {', '.join(SE_RULES)}, got {squeeze!r}")
 
 
+def _ranks(scores: Tensor) -> Tensor:
+    """The rank of each score, 0 = lowest; of equal ones the earlier is lower."""
+    return scores.argsort(stable=True).argsort()
+
+
 def _threshold_place(total: int, rate: float) -> int:
     """Place of the threshold among `total` ascending scores: the last one removed."""
     return int(total * rate)
 
 
 def _align(width: int, size: int, k: int, min_width: int) -> int:
-    """The multiple of `k` nearest to `width` that a layer of `size` filters has; a layer narrower than k stays dense."""
+    """`width` rounded to a multiple of `k` from max(k, min_width) to `size`; a layer of fewer than k filters stays whole."""
     if size < k:
         return size
     nearest = int(width / k + 0.5) * k

@@ -17,28 +17,31 @@ from .pruning import strongest_hidden
 def fold_bias(dense: nn.Module, pruned: nn.Module, masks: Sequence[Tensor], image_size: int) -> nn.Module:
     """A copy of `pruned` = prune(dense, masks) that compensates for the removed channels, for use without fine-tuning.
 
-    At γ = 0 a channel of the expansion is the constant act(β), whatever the image. What the depthwise convolution and
-    SE make of these constants on maps for `image_size` pixels is added to SE's biases and to the projection's BatchNorm.
-    Exact at γ = 0: SE's input, and the projection's output averaged over the map. Approximate: the map's border, where
-    zeros are padded; γ ≠ 0; with SE, its factors, which are taken at SE's mean input. Raises ValueError for a projection
-    with neither BatchNorm nor bias.
+    A removed channel with γ = 0 is the constant act(β) for every image. What it would have added, on maps of images of
+    `image_size` pixels, goes into SE's biases and the projection's BatchNorm mean (or bias). For γ = 0, SE's input is
+    exact, and without SE so is the projection's mean over the map. Approximate are single pixels at the border, where
+    zeros are padded; channels with γ ≠ 0; and SE's factors, taken at a typical input. Both networks on one device.
+    Raises ValueError if a projection has neither BatchNorm nor bias, or SE no biases.
     """
     folded = copy.deepcopy(pruned)
     for block in blocks(folded):
         if block.project_bn is None and block.project.bias is None:
             lack = f"the projection of {block.name} has neither BatchNorm nor bias"
             raise ValueError(f"{lack}: there is nothing that could hold the constants of the removed channels")
+        if block.squeeze is not None and (block.squeeze.bias is None or block.excite.bias is None):
+            lack = f"squeeze-and-excitation of {block.name} has no biases"
+            raise ValueError(f"{lack}: there is nothing that could hold the constants of the removed channels")
     sizes = _map_sizes(dense, image_size)
     for old, new, mask in zip(blocks(dense), blocks(folded), masks, strict=True):
         removed = ~mask.to(old.expand.weight.device)
-        if new.squeeze:
+        if new.squeeze is not None:
             to_squeeze, to_excite, to_project = _mean_inputs_with_se(old, removed, sizes[old.name])
             _shift_se_biases(old, new, mask, removed, to_squeeze, to_excite)
         else:
             to_project = _mean_input_without_se(old, removed, sizes[old.name])
         missing = old.project.weight[:, removed, 0, 0] @ to_project[removed]
-        if new.project_bn:
-            new.project_bn.running_mean -= missing  # BatchNorm subtracts its mean: this adds what is missing
+        if new.project_bn is not None:
+            new.project_bn.running_mean -= missing  # the mean of its input is lower by as much
         else:
             new.project.bias += missing
     return folded
@@ -69,7 +72,7 @@ def reestimate_batchnorm(
 
 def _map_sizes(model: nn.Module, image_size: int) -> dict[str, tuple[int, int]]:
     """For each block, by name, height and width of its expansion's maps in pixels."""
-    rows = layer_costs(copy.deepcopy(model).float(), image_size)
+    rows = layer_costs(model, image_size)
     shapes = {row["name"]: row["shape"] for row in rows}
     names = {module: name for name, module in model.named_modules()}
     return {block.name: shapes[names[block.expand]][1:] for block in blocks(model)}
@@ -78,7 +81,8 @@ def _map_sizes(model: nn.Module, image_size: int) -> dict[str, tuple[int, int]]:
 def _shift_se_biases(
     old: Block, new: Block, mask: Tensor, removed: Tensor, to_squeeze: Tensor, to_excite: Tensor
 ) -> None:
-    """Add to the biases of SE what its inputs from the removed channels, and from its own removed channels, gave."""
+    """Add to SE's two biases what is missing: the removed expansion channels, and the removed hidden channels."""
+    # a 1×1 convolution is a matrix product
     from_removed = old.squeeze.weight[:, removed, 0, 0] @ to_squeeze[removed]
     kept_hidden = strongest_hidden(old, mask, new.hidden)
     new.squeeze.bias += from_removed[kept_hidden]
@@ -95,24 +99,26 @@ def _mean_input_without_se(block: Block, removed: Tensor, size: tuple[int, int])
     return to_project
 
 
-def _mean_inputs_with_se(block: Block, removed: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _mean_inputs_with_se(block: Block, removed: Tensor, size: tuple[int, int]) -> list[Tensor]:
     """The mean input per channel of squeeze, excite and projection while the channels `removed` are constant.
 
-    The removed channels' part of SE's input is exact: their constant. The other channels' part stands at what is
-    typical of them, by the statistics of their BatchNorm.
+    SE takes the exact constants of the removed channels. For the others it takes their expected activation: the mean
+    for normally distributed inputs with BatchNorm's running statistics. Each result: (channels,).
     """
     constant = _with_constants(block, removed)
     x = _no_signal(constant, size)
 
+    # first pass: the mean input of SE if the depthwise outputs are normally distributed
     hook = constant.depthwise.register_forward_hook(lambda *_: _normal_inputs(constant.depthwise_bn))
     (typical,) = _mean_inputs(constant, x, constant.squeeze)
     hook.remove()
 
+    # second pass: exact for removed channels, typical for the others
     def blend(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         return torch.where(removed[:, None, None], inputs[0], typical[:, None, None])
 
     constant.squeeze.register_forward_pre_hook(blend)
-    return tuple(_mean_inputs(constant, x, constant.squeeze, constant.excite, constant.project))
+    return _mean_inputs(constant, x, constant.squeeze, constant.excite, constant.project)
 
 
 def _with_constants(block: Block, removed: Tensor) -> Block:

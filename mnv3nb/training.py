@@ -22,7 +22,7 @@ PENALIZED = ("all", "expansion")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training; the paper's values where it gives them (section 3.1, Eq. 1).
+    """All settings of a training; defaults as in the paper where it gives them (section 3.1, Eq. 1).
 
     Raises ValueError for a value out of range.
     """
@@ -31,13 +31,13 @@ class TrainConfig:
     batch_size: int = 32  # at least 2, for BatchNorm
     image_size: int = 32  # pixels; images are resized
     lr: float = 1e-3  # of Adam, at the first step
-    schedule: str = "cosine"  # anneals lr to 0 by step; "cosine_epoch": by epoch; "constant": not at all
+    schedule: str = "cosine"  # half a cosine from lr to 0, by step; "cosine_epoch": by epoch; "constant": lr throughout
     lam: float = 0.0  # λ of the sparsity penalty on γ, 0 = off
     # "subgradient": λ·sign(γ) is added to the gradient (network slimming); "proximal": |γ| shrinks by lr·λ after the
     # step; "l2": λ·γ is added to the gradient (Adam's weight_decay)
     penalty: str = "subgradient"
-    penalized: str = "all"  # the BatchNorms whose γ the penalty acts on; "expansion": those of the expansions
-    gamma_init: float = 1.0  # of the network that a run starts with, see MobileNetV3Large
+    penalized: str = "all"  # whose γ the penalty acts on: "all" BatchNorms, or those after each "expansion"
+    gamma_init: float = 1.0  # of the network that a run (mnv3nb.runs) builds; `train` does not read it
     augment: str = "none"  # see mnv3nb.data.batches
     seed: int = 0  # of the order of the images and of augmentation
 
@@ -53,7 +53,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
         for name in ("lr", "lam", "gamma_init"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
             object.__setattr__(self, name, float(value))  # configs with 1 and with 1.0 are equal
 
@@ -72,10 +73,10 @@ def train(
 ) -> list[dict]:
     """Train `model`, any network, in place on the training images. Returns the history, one dict per epoch.
 
-    Its keys: epoch, lr, train_loss (cross-entropy), train_accuracy, test_accuracy (in [0, 1]), seconds; row 0 is before
-    the first step. `on_epoch(state, history)` is called after each epoch: store both at once (the tensors keep
-    changing), give them back as `state` and `history`, and training resumes there, bit for bit (CPU, same threads).
-    Raises FloatingPointError at the end of the first epoch with a loss or γ that is not finite.
+    Its keys: epoch, lr (of the last step), train_loss (cross-entropy), train_accuracy, test_accuracy (in [0, 1]),
+    seconds. Row 0 is measured before the first step. `on_epoch(state, history)` is called after each epoch: store both
+    at once (the tensors keep changing), give them back as `state` and `history`, and training resumes there, bit for
+    bit (CPU, same threads). Raises FloatingPointError when an epoch ends in which a loss or γ was not finite.
     """
     if (state is not None) != bool(history):
         raise ValueError("state and history go together: give both, as on_epoch received them, or neither")
@@ -105,7 +106,7 @@ def train(
         with torch.no_grad():
             loss_sum.add_(loss * len(labels))
             correct.add_((logits.argmax(1) == labels).sum())
-            finite_steps.add_(loss_sum.isfinite())
+            finite_steps.add_(loss_sum.isfinite())  # a sum stays nan or inf after the first bad loss
 
     run_step = RecordedStep(train_step, model, device)  # faster on CUDA; elsewhere it just calls train_step
 
@@ -124,6 +125,7 @@ def train(
     with Progress(label, config.epochs, steps, len(history) - 1, progress) as bar:
         for epoch in range(len(history), config.epochs + 1):
             began = time.perf_counter()
+            # one generator per epoch makes resuming exact; the factor keeps the seeds' sequences apart
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
             for total in (loss_sum, correct, finite_steps):
                 total.zero_()
@@ -156,14 +158,16 @@ def add_gamma_penalty(model: nn.Module, lam: float, penalty: str = "subgradient"
 
     For any network and any training loop. "subgradient": λ·sign(γ), the derivative of the paper's λ·Σ|γ|. "l2": λ·γ,
     that of λ/2·Σγ². `penalized`: "all" BatchNorms, or those of each block's "expansion". With distributed data
-    parallelism, call it in every process. Raises ValueError for a λ that is negative or nan, or an unknown word.
+    parallelism, call it in every process. Raises ValueError for a λ that is negative or nan, an unknown word, or a
+    network without a trainable γ to act on.
     """
     if not lam >= 0 or penalty not in ("subgradient", "l2") or penalized not in PENALIZED:
         allowed = "lam must be ≥ 0, penalty 'subgradient' or 'l2', penalized 'all' or 'expansion'"
         raise ValueError(f"{allowed}; got {lam!r}, {penalty!r}, {penalized!r}")
     gammas = [gamma for gamma in penalized_gammas(model, penalized) if gamma.grad is not None]
     if not gammas:
-        return  # nothing was differentiated
+        return  # before the first backward() there is no gradient to add to
+    # _foreach: one kernel for all γ instead of one per layer
     direction = torch._foreach_sign(gammas) if penalty == "subgradient" else gammas
     torch._foreach_add_([gamma.grad for gamma in gammas], direction, alpha=lam)
 
@@ -176,11 +180,11 @@ def shrink_gammas(model: nn.Module, amount: float | Tensor, penalized: str = "al
 
 
 def penalized_gammas(model: nn.Module, penalized: str) -> list[nn.Parameter]:
-    """The trainable γ that the penalty acts on; `penalized`: a word of PENALIZED. Raises ValueError if there is none."""
+    """The trainable γ that the penalty acts on; `penalized`: one of PENALIZED. Raises ValueError if there is none."""
     norms = [block.expand_bn for block in blocks(model)] if penalized == "expansion" else batch_norms(model)
     gammas = [norm.weight for norm in norms if norm.weight is not None and norm.weight.requires_grad]
     if not gammas:
-        raise ValueError("the penalty has nothing to act on: no BatchNorm of this network has a trainable γ")
+        raise ValueError(f"the penalty has nothing to act on: none of the BatchNorms ({penalized}) has a trainable γ")
     return gammas
 
 
@@ -200,7 +204,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
         with fast_forward(device):
             logits = model(to_input(x.to(device), image_size))
         correct += (logits.argmax(1) == y.to(device)).sum()
-    largest = int(labels.max())
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0:
+        raise ValueError(f"labels must be ≥ 0, got {smallest}")
     if largest >= logits.shape[1]:
         raise ValueError(f"label {largest} is beyond the network's {logits.shape[1]} outputs: give it more num_classes")
     return int(correct) / len(images)
@@ -209,8 +215,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, image_size: int, 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Learning rate of global `step` (from 0) with `steps` steps per epoch.
 
-    The last step of "cosine" has lr·(π/2T)², T = epochs·steps. A γ that only the penalty moves comes to rest within a
-    hundred times that: the dead band of Table 2.
+    At the last step of "cosine" it is about lr·(π/(2T))² for T = epochs·steps. A γ that only the penalty moves ends
+    within a hundred times this value of 0 (measured, notebook 12): the tiny thresholds of Table 2.
     """
     if config.schedule == "constant":
         return config.lr
@@ -245,7 +251,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Put the tensors of a `snapshot` back."""
+    """Load a `snapshot` into `model` and `optimizer`; `state` is copied."""
     prefix = "model."
     model.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
     for name, parameter in model.named_parameters():
@@ -253,7 +259,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
             tensor = state.get(f"optimizer.{name}.{key}")
             if tensor is None:  # a frozen parameter
                 continue
-            tensor = tensor.to(parameter.device)
+            tensor = tensor.to(parameter.device, copy=True)  # Adam counts in it: the caller's must not change
             if key != "step":
                 tensor = torch.empty_like(parameter).copy_(tensor)  # laid out as the parameter, channels_last
             optimizer.state[parameter][key] = tensor

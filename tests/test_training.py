@@ -174,7 +174,7 @@ def test_a_lambda_that_is_negative_or_nan_is_refused(lam):
 
 def test_a_penalty_on_a_network_without_gamma_is_refused():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, affine=False))
-    with pytest.raises(ValueError, match="no BatchNorm of this network has a trainable γ"):
+    with pytest.raises(ValueError, match=r"none of the BatchNorms \(all\) has a trainable γ"):
         add_gamma_penalty(network, 1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Images and labels as tensors; batches, augmentation and resizing on the device, in whole batches."""
+"""Images and labels as tensors; batches, augmentation and resizing on the device, a batch at a time."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -22,10 +22,13 @@ class Dataset:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
-    mapped: bool = False  # the images stay on the disk
+    mapped: bool = False  # images are memory-mapped and stay on the disk
 
     def subset(self, train_images: int | None = None, holdout: int = 0) -> "Dataset":
-        """The first `train_images`. With `holdout` > 0, the last `holdout` training images replace the test images."""
+        """The first `train_images` (None: all but the holdout). The last `holdout` > 0 of all replace the test images.
+
+        Raises ValueError for numbers that do not fit.
+        """
         total = len(self.train_images)
         available = total - holdout
         count = available if train_images is None else train_images
@@ -60,7 +63,7 @@ def batches(
     """One shuffled epoch of training images, uint8, and labels; `generator` (CPU) alone decides order and augmentation.
 
     `augment`: "none", "crop" (shift by up to an eighth of the side, zero border), "crop_flip" (and mirrored half of
-    the time). A last batch of a single image is dropped: BatchNorm cannot train on it.
+    the time). A last batch of one image is dropped, because BatchNorm cannot train on it, unless it is the only one.
     """
     made = _batches(data, batch_size, generator, augment)
     return read_ahead(made) if data.mapped else made
@@ -92,7 +95,6 @@ def _batches(data: Dataset, batch_size: int, generator: torch.Generator, augment
     order = torch.randperm(count, generator=generator).to(images.device)
     if augment != "none":
         shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(images.device)
-        # drawn for "crop" too, so that both see the same shifts in later epochs
         flip = torch.rand(count, generator=generator) < (0.5 if augment == "crop_flip" else 0)
         flip = flip.to(images.device)
     for index in order.split(batch_size):
@@ -105,11 +107,12 @@ def _batches(data: Dataset, batch_size: int, generator: torch.Generator, augment
 
 
 def _crop(x: Tensor, shift: Tensor, flip: Tensor, pad: int) -> Tensor:
-    """Each image moved by its own (2, N) `shift` − `pad` pixels over a border of zeros, mirrored where `flip`."""
+    """Images padded by `pad` zeros, cut back to H×W at their own offset `shift` (2, N), then mirrored where `flip` (N,)."""
     height, width = x.shape[-2:]
     columns = torch.arange(width, device=x.device)
+    # mirrored images take their columns from right to left
     columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[1][:, None]
     rows = torch.arange(height, device=x.device) + shift[0][:, None]
-    number = torch.arange(len(x), device=x.device)[:, None, None]
-    bordered = F.pad(x, (pad,) * 4).movedim(1, -1)
-    return bordered[number, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    bordered = F.pad(x, (pad,) * 4).movedim(1, -1)  # channels last, so that one index picks rows and columns
+    return bordered[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

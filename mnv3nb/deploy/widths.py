@@ -15,16 +15,19 @@ from ..pruning import check_pruning, default_se_rule, keep_masks, prune, se_widt
 COST_NAMES = ("filters", "parameters", "flops")
 
 
-def fit_masks(model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_of: int, cost: str) -> list[Tensor]:
+def fit_masks(
+    model: nn.Module, scores: Sequence[Tensor], rate: float, multiple_of: int, cost: str, image_size: int = 224
+) -> list[Tensor]:
     """Keep masks with widths that are multiples of `multiple_of` and cost no more than the widths that `rate` leaves.
 
     `keep_masks` moves each width to the nearest multiple, which may cost more than was asked for. Here `fit_widths`
-    chooses all multiples together, for the highest total score. `cost`: "filters", "parameters" or "flops".
-    Raises ValueError for what `keep_masks` and `block_costs` refuse, and if even the smallest multiples cost too much.
+    chooses all multiples together, for the highest total score. `cost`: "filters", "parameters" or "flops" at
+    `image_size` pixels. Raises ValueError for what `keep_masks` and `block_costs` refuse, and if even the smallest
+    multiples cost too much.
     """
-    tables = block_costs(model, cost, multiple_of)
+    tables = block_costs(model, cost, multiple_of, image_size)
     unaligned = prune(model, keep_masks(scores, rate))
-    budget = sum(current_costs(unaligned, cost))
+    budget = sum(current_costs(unaligned, cost, image_size))
     return top_masks(scores, fit_widths(scores, tables, budget))
 
 
@@ -90,7 +93,7 @@ def fit_widths(
     """The width of each block such that the kept scores add up to the most and the costs to no more than `budget`.
 
     `costs[i]` maps each width allowed in block i to its cost, from `block_costs` or in measured milliseconds. This is a
-    knapsack, solved by dynamic programming over the budget. The budget is cut into `steps` parts, and costs are rounded
+    knapsack problem, solved by dynamic programming over the budget. The budget is cut into `steps` parts, and costs are rounded
     up to parts. Integer costs within a budget of at most `steps` are exact, so that "filters" without alignment gives
     the paper's global ranking. Raises ValueError for a budget that no choice of widths meets.
     """

@@ -75,8 +75,10 @@ def normalise_input(model: nn.Module, mean: Sequence[float], deviation: Sequence
 
 
 def find_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The name and the layer of the last linear layer, whose outputs are the classes."""
+    """The name and the layer of the last linear layer, whose outputs are the classes; ValueError if there is none."""
     linear_layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear_layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer that could be its classifier")
     return linear_layers[-1]
 
 
@@ -125,12 +127,12 @@ def _load_pretrained(architecture: str) -> nn.Module:
         model = _build_torchvision(architecture, PRETRAINED_CLASSES)
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        model.load_state_dict(state)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"the weights of {architecture} could not be downloaded ({reason}); give the path of a .pth file instead"
         ) from error
+    model.load_state_dict(state)
     return model
 
 

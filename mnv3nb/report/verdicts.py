@@ -47,7 +47,7 @@ def reproduction(
 def judge_claims(
     some: Iterable[Claim], profile: Profile, runs: Runs, seeds: Iterable[int]
 ) -> tuple[pd.DataFrame, list[Run]]:
-    """The same for any claims."""
+    """Judge `some` claims; returns what `reproduction` returns."""
     experiments = {seed: _first_experiments(profile, seed) for seed in seeds}
     find = cache(runs.find)
     rows = []
@@ -78,7 +78,7 @@ def judge_claims(
 
 
 def _first_experiments(profile: Profile, seed: int) -> dict[RunConfig, str]:
-    """For each run that the profile plans for a seed, the first experiment that trains it."""
+    """For each run of any experiment, the first experiment, in EXPERIMENTS' order, that trains it."""
     first = {}
     for name in EXPERIMENTS:
         for config in profile.experiment(name, seed):
@@ -87,9 +87,9 @@ def _first_experiments(profile: Profile, seed: int) -> dict[RunConfig, str]:
 
 
 def judge(claim: Claim, values: Sequence[float], caution: str = "") -> dict:
-    """The columns of `reproduction` from ours to remark, from one value per seed; `statistics` has the rule.
+    """Columns ours, n, low, high, verdict, why and remark of `reproduction`, from one value per seed.
 
-    `caution`: a note for claims about one more seed, which data other than the paper's can check.
+    `caution`: a note for claims of kind "value" and "log", which are judged even on other data than the paper's.
     """
     if claim.kind == "exact":
         return _judge_exact(claim)

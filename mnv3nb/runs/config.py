@@ -46,6 +46,8 @@ class NetworkConfig:
     def __post_init__(self):
         if self.strides is not None:
             object.__setattr__(self, "strides", tuple(self.strides))  # JSON has lists
+        if self.strides is None and self.initial == "fan_out":
+            return  # every config has this default: no network needs to be built to know that it is allowed
         with torch.device("meta"):  # the network itself knows which values are allowed
             MobileNetV3Large(strides=self.strides, initial=self.initial)
 
@@ -61,8 +63,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)  # how the network is trained
     parent: "RunConfig | None" = None  # the run whose network is pruned; None: random weights
     prune: PruneConfig | None = None  # how the parent's network is pruned; given exactly if there is a parent
-    train_images: int | None = None  # train on the first so many images only; None: on all
-    holdout: int = 0  # measure accuracy on the last so many training images, as for every choice; 0: on the test images
+    train_images: int | None = None  # train on only the first N images; None: on all
+    holdout: int = 0  # measure accuracy on the last N training images, as for every choice; 0: on the test images
     network: NetworkConfig = NetworkConfig()  # of a run with random weights; a pruned run has its parent's network
 
     def __post_init__(self):
@@ -73,8 +75,11 @@ class RunConfig:
         if not isinstance(self.dataset, str):
             raise ValueError(f"dataset must be a name or a path, got {self.dataset!r}")
         if self.train_images is not None:
-            _check_count("train_images", self.train_images)
+            _check_count("train_images", self.train_images, least=1)
         _check_count("holdout", self.holdout)
+        if self.parent and self.parent.holdout < self.holdout:
+            held = f"the parent holds out {self.parent.holdout} images, this run {self.holdout}"
+            raise ValueError(f"the parent trained on images that this run holds out: {held}")
         if self.parent and self.parent.dataset != self.dataset:
             raise ValueError(
                 f"a run and its parent have one data set: got {self.dataset!r}, the parent has {self.parent.dataset!r}"
@@ -82,7 +87,7 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """The run's name: 12 hex digits of a hash of its non-default fields, the data's content and the parent."""
+        """The run's name: 12 hex digits of a hash of its non-default fields, the data's content, the parent and FORMAT."""
         return self.name(data_checksum(self.dataset))
 
     def name(self, data: str) -> str:
@@ -97,7 +102,7 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """A short description for people."""
+        """A short description for people; different runs may share one."""
         parts = _describe_pruning(self.prune) if self.prune else [f"λ={self.train.lam:g}"]
         if self.train.penalty != TrainConfig.penalty:
             parts.append(self.train.penalty)
@@ -125,9 +130,9 @@ class RunConfig:
             raise ValueError(f"not a run's config ({error})") from error
 
 
-def _check_count(name: str, count: object) -> None:
-    if type(count) is not int or count < 0:  # True is an int, too, but no count
-        raise ValueError(f"{name} must be an integer ≥ 0, got {count!r}")
+def _check_count(name: str, count: object, least: int = 0) -> None:
+    if type(count) is not int or count < least:  # True is an int, too, but no count
+        raise ValueError(f"{name} must be an integer ≥ {least}, got {count!r}")
 
 
 def _changed_fields(config) -> dict:

@@ -93,7 +93,8 @@ class Runs:
         model, folded = self._start(config)
         folder = RunFolder(self.folder / config.key)
         state = folder.begin(config, model)
-        here = environment(device) | {"threads": state.threads}
+        here = environment(device)
+        here["threads"] = state.threads
         earlier = [other for other in state.environments if other != here]
 
         def save_epoch(tensors: dict[str, Tensor], history: list[dict]) -> None:
@@ -125,7 +126,7 @@ class Runs:
         )
 
     def _start(self, config: RunConfig) -> tuple[nn.Module, nn.Module | None]:
-        """`network` and, where it inherits weights, the same with the constants of removed channels folded in."""
+        """The network that training starts from and, if it inherits weights, a copy with removed constants folded in."""
         if config.parent is None:
             network = _draw_network(
                 config.train,
@@ -145,6 +146,7 @@ class Runs:
                 widths=pruned.widths,
                 squeeze=pruned.squeeze,
                 strides=pruned.strides,
+                initial=config.parent.network.initial,
             )
             return network, None
         return pruned, fold_bias(parent, pruned, masks, config.train.image_size)

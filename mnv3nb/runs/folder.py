@@ -37,8 +37,10 @@ class Run:
 
     config: RunConfig
     folder: Path  # holds FILES; a recorded run may come without its model
-    # accuracy (last epoch, test), accuracy_before (before the first step), accuracy_folded (before the first step, with
-    # the constants of removed channels folded in), parameters, widths, squeeze, seconds, images_per_second, environment
+    # accuracy (after the last epoch, on the test images or those held out), accuracy_before (before the first step),
+    # accuracy_folded (the same with the constants of removed channels folded in), parameters, widths, squeeze, seconds,
+    # images_per_second, environment; earlier_environments of a run resumed elsewhere; stored_accuracy and
+    # stored_correct_1000 of one recorded with its network
     result: dict
 
     @property
@@ -213,14 +215,16 @@ class RunFolder:
             return State()
         try:
             tensors, metadata = load_tensors(path)
-            shapes = {name[6:]: value.shape for name, value in tensors.items() if name.startswith("model.")}
+            shapes = {
+                name.removeprefix("model."): value.shape for name, value in tensors.items() if name.startswith("model.")
+            }
             expected = {name: value.shape for name, value in model.state_dict().items()}
             belongs_here = metadata.get("key") == self.path.name and shapes == expected
             if not belongs_here or not 1 <= metadata["threads"] <= MAX_THREADS:
                 raise ValueError(f"{path} is the state of another run or another network")
             return State(tensors, metadata["history"], metadata["threads"], metadata["environments"])
-        except (ValueError, OSError) as error:
-            print(error, file=sys.stderr)
+        except (*MALFORMED, OSError) as error:
+            print(f"{path} cannot be resumed from ({error})", file=sys.stderr)
             move_aside(path)
             return State()
 
@@ -252,7 +256,7 @@ class RunFolder:
             raise ValueError(f"{path} cannot be read ({error})") from error
         if written_format != FORMAT or key != self.path.name or data != known_data:
             name = f"its config is named {key} (format {FORMAT})"
-            raise ValueError(f"{self.path}: {name}: another version wrote or edited it")
+            raise ValueError(f"{self.path}: {name}; it was renamed, edited, or written by another version")
         return config
 
     def _read_result(self) -> dict:

@@ -7,6 +7,7 @@ these and of the code, by which tests/test_figures.py finds copies that are out 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -164,7 +165,7 @@ def _run_notebook(path: Path, copy: Path, parameters: dict, timeout: float) -> s
         made = Path(scratch, path.name)
         error = _execute(path, made, parameters, timeout)
         if not made.is_file():
-            return f"{error or 'papermill'} left no copy"
+            return f"{error}; no copy was written" if error else "papermill wrote no copy"
         notebook = nbformat.read(made, as_version=4)
     _clear_times_and_paths(notebook)
     _relink(notebook, path.parent, copy.parent)
@@ -190,7 +191,7 @@ def _execute(path: Path, made: Path, parameters: dict, timeout: float) -> str | 
     finally:
         thread.join(30)  # papermill has changed the working folder of this process and changes it back
     if is_late:
-        return f"no end after {timeout:.0f} s"
+        return f"did not end within {timeout + 30:.0f} s"
     return errors[0] if errors else None
 
 
@@ -207,7 +208,7 @@ def _call_papermill(path: Path, made: Path, parameters: dict, timeout: float, er
             progress_bar=False,
             stdout_file=sys.stdout,
             cwd=path.parent,
-            execution_timeout=int(timeout),
+            execution_timeout=math.ceil(timeout),
         )
     except PapermillExecutionError as error:
         errors.append(f"cell {error.exec_count}: {error.ename}: {error.evalue}")

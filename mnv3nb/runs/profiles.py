@@ -76,7 +76,7 @@ class Profile:
         """The sparse network of `seed` pruned at `rate` and fine-tuned; `changes`: fields of PruneConfig.
 
         `repeat` > 0 draws another fine-tuning seed for the same parent. `inherit=False` trains the pruned shape from
-        scratch, as long as sparse training and fine-tuning together.
+        scratch, as long as sparse training and fine-tuning together, at the learning rate of fine-tuning and λ = 0.
         """
         parent = self.sparse_config(seed=seed, dataset=dataset)
         prune = PruneConfig(rate, criterion, **changes)
@@ -98,8 +98,8 @@ class Profile:
         steps = self.plan or (PlanStep(tuple(EXPERIMENTS), seeds=(0,)),)
         if seed is not None:
             last_seed = max(max(step.seeds) for step in steps)
-            like = min(max(seed, 0), last_seed)
-            steps = [PlanStep(step.experiments, seeds=(seed,)) for step in steps if like in step.seeds]
+            planned_seed = min(max(seed, 0), last_seed)  # a negative one is refused by TrainConfig
+            steps = [PlanStep(step.experiments, seeds=(seed,)) for step in steps if planned_seed in step.seeds]
         configs = []
         for step in steps:
             for step_seed in step.seeds:
@@ -110,7 +110,9 @@ class Profile:
     def ships_network(self, config: RunConfig) -> bool:
         """Whether `config` is recorded with its network: those that others start from or that users get."""
         shipped = [
-            self.sparse_config(seed=config.train.seed),  # the parents of all pruned runs, of every seed
+            self.sparse_config(
+                seed=config.train.seed
+            ),  # the parents of pruned runs on the first data set, of every seed
             self.sparse_config(0.0),  # the plain network
             self.sparse_config(self.lams[-2]),  # a λ that kills most filters at no loss
             self.pruned_config(0.0),

@@ -17,10 +17,11 @@ from .profiles import Profile
 
 
 def record(runs: Runs, config: RunConfig, model: bool = False) -> Run:
-    """Copies a finished run to `runs.recorded`: without its network or, with `model=True`, with it in half precision.
+    """Copies a run, trained if it is missing, to `runs.recorded`: without its network or, with `model=True`, with it.
 
-    With its network, result.json also holds what the stored half-precision file reaches: stored_accuracy on all test
-    images, and stored_correct_1000, how many of the first 1,000 it classifies correctly.
+    Networks are stored in half precision. With its network, result.json also holds what the stored half-precision
+    file reaches: stored_accuracy on all images that judge the run, and stored_correct_1000, how many of the first
+    1,000 it classifies correctly.
     """
     place = runs.recorded / config.key
     with lock_run(runs.folder, f"record-{config.key}"):
@@ -50,10 +51,13 @@ def recorder(runs: Runs, profile: Profile, configs: Iterable[RunConfig]) -> Call
     def record_config(config: RunConfig) -> Run:
         return record(runs, config, profile.ships_network(config))
 
+    def is_finished(config: RunConfig) -> bool:
+        return runs.find(config, profile.ships_network(config)) is not None
+
     for config in configs:
-        if config.parent and runs.find(config.parent):
+        if config.parent and is_finished(config.parent):
             record_config(config.parent)
-        if runs.find(config):
+        if is_finished(config):
             record_config(config)
     return lambda run: record_config(run.config)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..blocks import blocks
 from ..costs import count_parameters
-from ..data.batches import Dataset
+from ..data.batches import Dataset, steps_per_epoch
 from ..data.datasets import load_dataset
 from ..deploy.latency import interleaved, onnx_runner, ratios
 from ..deploy.template import fused, onnx_template, with_weights
@@ -54,7 +54,7 @@ def slim(job: Job) -> Path:
     job.claim_folder(data)
 
     about = {"network": job.network, "criterion": job.criterion or "gamma_sparsity"}
-    if job.weights and not job.criterion:
+    if job.weights not in (None, "DEFAULT") and not job.criterion:  # pretrained classes are not these
         accuracy = evaluate(network, data.test_images, data.test_labels, image_size)
         about["accuracy as given"] = round(accuracy, 4)
     if not job.criterion:
@@ -87,7 +87,7 @@ def train_sparsely(job: Job, network: nn.Module, data: Dataset, image_size: int)
     """`network` after training with the penalty on γ (Eq. 1)."""
     lam = job.lam
     if lam is None:
-        steps = max(1, job.epochs * len(data.train_images) // job.batch_size)
+        steps = max(1, job.epochs * steps_per_epoch(data, job.batch_size))
         lam = 0.5 / steps
     return train_stage(job, "1_sparse", network, data, job.train_config(image_size, lam))
 
@@ -106,7 +106,10 @@ def train_stage(job: Job, name: str, model: nn.Module, data: Dataset, config: Tr
     history = []
     threads = torch.get_num_threads()
     if state_path.is_file():
-        state, metadata = load_tensors(state_path)
+        try:
+            state, metadata = load_tensors(state_path)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove {state_path} to start this stage again") from error
         history = metadata["history"]
         threads = metadata["threads"]
     first_epoch = max(1, len(history))  # row 0 of a history is the state before the first epoch
