@@ -32,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -s --ignore tests/benchmarks/test_torchvision.py
 
 soak: $(READY)  ## long: a thousand kills and a grid of 500 runs
-	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -k "killed or long_grid"
+	MNV3NB_KILLS=1000 MNV3NB_GRID=500 $(BIN)/python -m pytest tests/test_faults.py -m "slow or not slow" -k "killed or long_grid"
 
 readme: $(READY)  ## write the generated tables of the README and of the other pages, from recorded runs and measurements
 	$(BIN)/python docs/pages.py

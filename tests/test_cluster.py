@@ -77,6 +77,7 @@ def kill_once(homes: list[Path], key: str, pids: dict[Path, int], killed: list[P
 
 
 @posix
+@pytest.mark.slow
 def test_runs_come_home_from_workers_with_homes_of_their_own_although_one_is_killed(
     address, homes, configs, reference, tmp_path, capsys
 ):
@@ -103,6 +104,7 @@ def test_runs_come_home_from_workers_with_homes_of_their_own_although_one_is_kil
     assert re.findall(r"run (\d)/3", capsys.readouterr().out) == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_a_worker_with_the_callers_home_resumes_there_and_nothing_is_stored_twice(
     configs, reference, tmp_path, monkeypatch
 ):
@@ -124,6 +126,7 @@ def test_a_worker_with_the_callers_home_resumes_there_and_nothing_is_stored_twic
     assert same_tensors(run.model().state_dict(), reference[2].model().state_dict())
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_a_scheduler(address, homes, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MNV3NB_HOME", str(tmp_path))
     assert main(["grid", "--profile", "smoke", "--only", "plain_and_sparse", "--scheduler", address]) == 0
@@ -195,6 +198,7 @@ def test_a_worker_names_data_that_it_lacks_or_that_differ_and_other_versions(con
         train_on_worker(configs[0], configs[0].key, None, versions() | {"torch": "1.0"}, None)
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_keep_dying_does_not_stop_the_others(configs, tmp_path, monkeypatch):
     def answer(function, config, *args):
         if config.key == configs[2].key:
@@ -226,6 +230,7 @@ def test_no_more_runs_are_on_the_way_than_the_limit(configs, tmp_path, monkeypat
     assert len(futures) == 5 and max(open_futures) <= 2
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_ends_is_one_line(configs, tmp_path):
     def answer(*args):
         raise CancelledError

@@ -129,6 +129,7 @@ def _assert_clean(folder: Path) -> None:
 
 
 @posix
+@pytest.mark.slow
 def test_killed_at_any_instant_a_run_resumes_and_ends_bit_identical(config, reference, tmp_path):
     rng, kills, finished = random.Random(0), 0, 0
     start = time.monotonic()
@@ -255,6 +256,7 @@ os.replace = lambda *a: time.sleep(600) if stuck and next(calls) == 9 else real(
 
 
 @posix
+@pytest.mark.slow
 def test_a_kernel_interrupted_in_a_run_resumes_when_the_cell_is_run_again(long, tmp_path):
     from jupyter_client.manager import (
         start_new_kernel,  # here, since every process that is to be killed imports this file
@@ -280,6 +282,7 @@ def test_a_kernel_interrupted_in_a_run_resumes_when_the_cell_is_run_again(long, 
 
 
 @posix
+@pytest.mark.slow
 def test_a_notebook_that_runs_out_of_time_loses_at_most_the_epoch_in_flight(long, tmp_path, monkeypatch):
     import nbformat
 
@@ -544,6 +547,7 @@ def test_fuzzed_configs_give_only_value_errors(values):
         RunConfig.from_dict(values)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
 def test_a_long_grid_neither_grows_nor_leaks(config, tmp_path):
     def usage() -> tuple[int, int]:
@@ -568,6 +572,7 @@ def _grid(home: str, workers: str) -> None:
 
 
 @posix
+@pytest.mark.slow
 def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_process(tmp_path):
     def run(home: Path, workers: int, kill_after: float | None = None) -> int:
         home.mkdir(exist_ok=True)
@@ -599,6 +604,7 @@ def test_a_grid_killed_again_and_again_ends_with_the_same_results_and_leaves_no_
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "2")])
 def test_an_interrupted_grid_ends_with_one_line_and_can_be_resumed(tmp_path, number, code, workers):
     process = FORK.Process(target=_grid, args=(str(tmp_path), workers))
