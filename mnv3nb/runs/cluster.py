@@ -5,6 +5,7 @@ that is the caller's folder, on a shared file system, the run is already at home
 """
 
 import contextlib
+import gc
 import platform
 import socket
 import tempfile
@@ -33,11 +34,17 @@ def connect(address: str) -> Iterator[Executor]:
     from distributed import Client
 
     dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a parent's files have some 17 MB
+    client = None
+    reason = ""
     try:
         client = Client(address)
     except (OSError, ValueError, TypeError) as error:
+        reason = str(error)
+    if client is None:
+        # the client that failed is closed when it is collected; later, inside another client's lock, that can deadlock
+        gc.collect()
         how = "start one with `dask scheduler`, and give the address that it prints"
-        raise ConnectionError(f"no Dask scheduler answers at {address!r} ({error}); {how}") from error
+        raise ConnectionError(f"no Dask scheduler answers at {address!r} ({reason}); {how}")
     with client:
         found = client.run(versions, on_error="return")
         try:
