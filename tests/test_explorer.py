@@ -123,6 +123,13 @@ def test_an_error_in_the_background_is_shown(explorer, monkeypatch):
     assert not is_dimmed(explorer.numbers)
 
 
+def test_an_error_of_a_headless_explorer_is_raised(explorer, monkeypatch):
+    """Nobody would see it in the status line, and the notebook would pass."""
+    monkeypatch.setenv("MNV3NB_HEADLESS", "1")
+    with pytest.raises(MemoryError), explorer._errors_shown():
+        raise MemoryError
+
+
 def test_a_slow_score_is_announced_and_old_numbers_and_picture_are_dimmed(explorer, monkeypatch):
     may_finish = threading.Event()
 

@@ -393,7 +393,7 @@ def test_a_strangers_run_folder_neither_hangs_nor_bloats_nor_ends_a_search(
 
 def test_a_run_under_another_name_is_refused(reference, tmp_path):
     shutil.copytree(reference.folder, tmp_path / "0123456789ab")
-    with pytest.raises(ValueError, match="another version wrote or edited it"):
+    with pytest.raises(ValueError, match="it was renamed, edited, or written by another version"):
         RunFolder(tmp_path / "0123456789ab").read()
 
 

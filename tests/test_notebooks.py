@@ -286,7 +286,7 @@ def test_an_execution_that_leaves_no_copy_is_a_failure_and_keeps_the_old_copy(fo
     copy.write_text("old")
     monkeypatch.setattr("mnv3nb.runs.notebooks.parameters_of", lambda path: {"profile"})
     (failure,) = run_notebooks("01", 60, folder, profile="smoke")
-    assert "left no copy" in failure and copy.read_text() == "old"
+    assert "no copy was written" in failure and copy.read_text() == "old"
 
 
 def test_unknown_parameters_profiles_and_numbers_are_refused_before_anything_runs(folder):

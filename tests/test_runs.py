@@ -545,3 +545,17 @@ def test_a_locked_run_is_left_to_its_process(runs, config, tmp_path):
     (runs.folder / config.key / "metrics.csv").write_text("")
     with lock_run(runs.folder, config.key):
         assert runs.find(config) is None and (runs.folder / config.key).is_dir()
+
+
+def test_a_run_cannot_hold_out_images_that_its_parent_trained_on():
+    parent = RunConfig("digits")
+    with pytest.raises(ValueError, match="the parent trained on images that this run holds out"):
+        RunConfig("digits", parent=parent, prune=PruneConfig(), holdout=100)
+
+
+def test_a_shape_trained_from_scratch_draws_its_weights_as_its_parent_did(tiny_npz, tmp_path):
+    runs = Runs(tmp_path, tmp_path / "none")
+    parent = RunConfig(tiny_npz, replace(TINY, epochs=0), network=NetworkConfig(initial="torch"))
+    cut = PruneConfig(rate=0.0, inherit=False)
+    child = replace(parent, parent=parent, prune=cut, network=NetworkConfig())
+    assert same_tensors(runs.network(child).state_dict(), runs.network(parent).state_dict())

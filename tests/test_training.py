@@ -36,6 +36,31 @@ def test_training_resumes_bit_for_bit_from_any_stored_epoch(tiny, tmp_path, augm
         assert same_tensors(again.state_dict(), model.state_dict())
 
 
+def test_resuming_twice_from_one_state_gives_the_same_bits(tiny):
+    """The optimizer counts in tensors of its own, not in the caller's."""
+    config = replace(TINY, epochs=2)
+    states = []
+
+    def keep(state, history):
+        states.append(({name: tensor.clone() for name, tensor in state.items()}, history))
+
+    train(fresh(), tiny, config, on_epoch=keep, progress=False)
+    state, history = states[0]
+    results = []
+    for _ in range(2):
+        model = fresh(seed=3)
+        train(model, tiny, config, state=state, history=history, progress=False)
+        results.append(model.state_dict())
+    assert same_tensors(*results)
+
+
+def test_a_negative_label_is_refused(tiny):
+    labels = tiny.test_labels.clone()
+    labels[3] = -1
+    with pytest.raises(ValueError, match="labels must be ≥ 0, got -1"):
+        evaluate(fresh(), tiny.test_images, labels, 8)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny):
     def weights(seed):
         model = fresh()

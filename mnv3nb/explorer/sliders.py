@@ -228,8 +228,8 @@ class Explorer(widgets.VBox):
             if is_headless():
                 raise  # nobody would see the message, and the notebook must fail
             message = escape(f"{type(error).__name__}: {error}")
-            self._show_status(f"<b>{message}. Move a control to try again.</b>")
             self._set_dimmed(True)
+            self._show_status(f"<b>{message}. Move a control to try again.</b>")
 
 
 def make_controls(
