@@ -28,6 +28,11 @@ settings.register_profile("explore", max_examples=1000, deadline=None, print_blo
 settings.load_profile("quick")
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take half of the time, and the other workers do everything else meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
     """`$MNV3NB_HOME` of all tests and of the processes that they start."""

@@ -125,7 +125,7 @@ def test_an_error_in_the_background_is_shown(explorer, monkeypatch):
 
 def test_an_error_of_a_headless_explorer_is_raised(explorer, monkeypatch):
     """Nobody would see it in the status line, and the notebook would pass."""
-    monkeypatch.setenv("MNV3NB_HEADLESS", "1")
+    monkeypatch.setattr(explorer, "headless", True)
     with pytest.raises(MemoryError), explorer._errors_shown():
         raise MemoryError
 

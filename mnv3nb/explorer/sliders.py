@@ -64,6 +64,7 @@ class Explorer(widgets.VBox):
         images: int = 200,
         rate: int = 50,
     ):
+        self.headless = is_headless()  # accuracies are measured at once, and errors are raised
         self.recorded = recorded or {}
         self.times = times
         self.measurements = Measurements(networks, dataset, image_size, images)
@@ -100,7 +101,7 @@ class Explorer(widgets.VBox):
             ]
         )
         self._update_scene()
-        if is_headless():
+        if self.headless:
             self._catch_up(threading.Event())
         else:
             self.background.start(self._catch_up)
@@ -225,7 +226,7 @@ class Explorer(widgets.VBox):
         try:
             yield
         except BaseException as error:  # interrupting the kernel raises KeyboardInterrupt in a callback
-            if is_headless():
+            if self.headless:
                 raise  # nobody would see the message, and the notebook must fail
             message = escape(f"{type(error).__name__}: {error}")
             self._set_dimmed(True)
