@@ -129,7 +129,7 @@ class Explorer(widgets.VBox):
 
     def _catch_up(self, cancelled: threading.Event) -> None:
         """Compute what the picture lacks: first scores and maps, then accuracies, the nearest rates first."""
-        with self._errors_shown():
+        with self._errors_shown(cancelled):
             self._update_scene()
             if cancelled.wait(PAUSE):
                 return
@@ -221,13 +221,18 @@ class Explorer(widgets.VBox):
                 part.remove_class("mnv3nb-stale")
 
     @contextmanager
-    def _errors_shown(self) -> Iterator[None]:
-        """Show an error or an interrupt above the picture, where the reader looks, and dim the picture."""
+    def _errors_shown(self, cancelled: threading.Event | None = None) -> Iterator[None]:
+        """Show an error or an interrupt above the picture, where the reader looks, and dim the picture.
+
+        An error of work that was cancelled meanwhile is about choices that are gone, and is not shown.
+        """
         try:
             yield
         except BaseException as error:  # interrupting the kernel raises KeyboardInterrupt in a callback
             if self.headless:
                 raise  # nobody would see the message, and the notebook must fail
+            if cancelled and cancelled.is_set():
+                return
             message = escape(f"{type(error).__name__}: {error}")
             self._set_dimmed(True)
             self._show_status(f"<b>{message}. Move a control to try again.</b>")
